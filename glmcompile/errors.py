@@ -1,0 +1,40 @@
+"""The errors a user can cause or meet; each message names the thing, what was expected, what to do.
+
+The command line prints the message of any of these and exits with code 2.
+"""
+
+
+class GlmcompileError(Exception):
+    """Base of every error meant for the user's eyes."""
+
+
+class CheckpointError(GlmcompileError):
+    """The checkpoint directory is missing something, damaged or of an unsafe format."""
+
+
+class UnsupportedArchitectureError(GlmcompileError):
+    """No family covers the checkpoint's architecture."""
+
+
+class ExportError(GlmcompileError):
+    """A component could not be exported to ONNX."""
+
+
+class ParityError(GlmcompileError):
+    """An exported component differs from its torch module by more than the tolerance."""
+
+
+class CalibrationError(GlmcompileError):
+    """The calibration data is missing, damaged or of the wrong kind for the model."""
+
+
+class ArtifactError(GlmcompileError):
+    """The engine directory is missing, incomplete, altered, too new, or not for this CPU."""
+
+
+class NativeLibraryError(GlmcompileError):
+    """The custom-op library is missing or cannot be loaded."""
+
+
+class InputError(GlmcompileError):
+    """A request cannot be served as given: image, prompt length or sampling option."""
