@@ -1,0 +1,187 @@
+"""The engine directory: its manifest, how it is verified on opening and written without halves.
+
+Layout: one graph per component (`<component>.onnx`), `weights.bin` (external data of all graphs),
+the tokenizer's files, and `manifest.json`, which lists every other file with its SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glmcompile.config import ModelConfig
+from glmcompile.errors import ArtifactError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.bin"
+CHAT_TEMPLATE = "chat_template.jinja"
+TOKENIZER = "tokenizer.json"
+COMPONENTS = ("vision_encoder", "embedding", "decoder")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An opened engine directory."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def model(self) -> ModelConfig:
+        return ModelConfig.from_json(self.manifest["model"])
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        return tuple(name for name in COMPONENTS if f"{name}.onnx" in self.manifest["files"])
+
+    def graph(self, component: str) -> Path:
+        return self.path / f"{component}.onnx"
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together, the manifest not counted."""
+        return sum(entry["bytes"] for entry in self.manifest["files"].values())
+
+
+def open_artifact(path: str | Path, verify: bool = True) -> Artifact:
+    """Open an engine directory.
+
+    verify: read every file and compare its SHA-256; False compares the sizes alone.
+    Raises ArtifactError naming the file for anything missing, truncated, altered, of a newer format
+    or in need of a CPU feature that this machine lacks.
+    """
+    path = Path(path)
+    manifest_path = path / MANIFEST
+    if not path.is_dir():
+        raise ArtifactError(
+            f"{path}: no such engine directory; make one with `glmcompile compile CHECKPOINT -o {path}`."
+        )
+    if not manifest_path.is_file():
+        hint = (
+            f"it is a checkpoint; compile it first: `glmcompile compile {path} -o ENGINE`."
+            if (path / "config.json").is_file()
+            else "expected a directory written by `glmcompile compile`."
+        )
+        raise ArtifactError(f"{path}: not an engine, {MANIFEST} is missing; {hint}")
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        version, files = manifest["format_version"], manifest["files"]
+        ModelConfig.from_json(manifest["model"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"{manifest_path}: damaged ({error!r}); compile the checkpoint again."
+        ) from error
+    if version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path}: engine format {version}, but this glmcompile reads format {FORMAT_VERSION}; "
+            + ("upgrade glmcompile." if version > FORMAT_VERSION else "compile the checkpoint again.")
+        )
+    _check_cpu(path, manifest["required_cpu_features"])
+    for name, entry in files.items():
+        _check_file(path / name, entry, verify)
+    return Artifact(path, manifest)
+
+
+@contextmanager
+def staged(output: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """A directory beside `output` that becomes `output` when the block ends, and vanishes if it raises.
+
+    overwrite: replace an engine that stands at `output`; anything else there is never touched.
+    Raises ArtifactError when `output` is taken or cannot be written, or the disk is full.
+    """
+    output = Path(output)
+    taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    if taken and not (overwrite and (output / MANIFEST).is_file()):
+        raise ArtifactError(
+            f"{output}: already exists; choose another output"
+            + (" or pass --overwrite." if (output / MANIFEST).is_file() else ".")
+        )
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise ArtifactError(f"{output}: cannot write there ({error.strerror}).") from error
+    try:
+        stage.chmod(0o755)
+        yield stage
+        if output.is_dir():
+            shutil.rmtree(output)
+        os.replace(stage, output)
+    except OSError as error:
+        if error.errno not in (28, 122):  # ENOSPC, EDQUOT
+            raise
+        raise ArtifactError(
+            f"{output}: the disk is full ({shutil.disk_usage(output.parent).free / 2**20:.0f} MiB free); "
+            "nothing was written. Free some space or choose another output."
+        ) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def write_manifest(stage: Path, model: ModelConfig, record: dict[str, Any]) -> None:
+    """Describe every file in `stage` in a manifest; `record` holds what else is to be kept."""
+    files = {
+        file.relative_to(stage).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        for file in sorted(stage.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "model": model.to_json(),
+        **record,
+        "files": files,
+    }
+    (stage / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_file(file: Path, entry: dict[str, Any], verify: bool) -> None:
+    if not file.is_file():
+        raise ArtifactError(f"{file}: missing from the engine; copy it again or recompile.")
+    size = file.stat().st_size
+    if size != entry["bytes"]:
+        raise ArtifactError(
+            f"{file}: {size} bytes where the manifest says {entry['bytes']}; "
+            "the engine was truncated or altered, copy it again or recompile."
+        )
+    if verify and sha256(file) != entry["sha256"]:
+        raise ArtifactError(
+            f"{file}: its SHA-256 differs from the manifest's; "
+            "the engine was altered, copy it again or recompile."
+        )
+
+
+def _check_cpu(path: Path, required: list[str]) -> None:
+    missing = sorted(set(required) - cpu_features()) if required else []
+    if missing:
+        raise ArtifactError(
+            f"{path}: needs the CPU feature(s) {', '.join(missing)}, which this "
+            f"{platform.machine()} machine lacks; compile the checkpoint for this machine."
+        )
+
+
+def cpu_features() -> set[str]:
+    """Feature flags as Linux names them (`avx2`, `avx512_vnni`, `amx_int8`...); empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return set()
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return set(value.split())
+    return set()
