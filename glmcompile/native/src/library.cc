@@ -1,0 +1,76 @@
+// Entry points of the shared library: the list of operators, registered with ONNX Runtime.
+
+#include <memory>
+#include <string>
+
+#include "cpu_features.h"
+#include "ort_abi.h"
+#include "varlen_attention.h"
+
+#define GLMCOMPILE_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+using namespace glmcompile;
+
+struct Registration {
+  const char* domain;
+  const OrtCustomOp* op;
+};
+
+template <class Op>
+Registration registration() {
+  return {Op::kDomain, custom_op<Op>()};
+}
+
+// One line per operator; operators of one domain stand together.
+const Registration* operators(size_t* count) {
+  static const Registration list[] = {
+      registration<VarlenAttention>(),
+  };
+  *count = std::size(list);
+  return list;
+}
+
+// Domains are referenced by every session that registered the library, so they live as long.
+OrtStatus* register_operators(OrtSessionOptions* options) {
+  auto create = Api::slot<OrtStatus*(const char*, OrtCustomOpDomain**)>(26);
+  auto add_op = Api::slot<OrtStatus*(OrtCustomOpDomain*, const OrtCustomOp*)>(27);
+  auto add_domain = Api::slot<OrtStatus*(OrtSessionOptions*, OrtCustomOpDomain*)>(28);
+  struct Domain {
+    const char* name;
+    OrtCustomOpDomain* handle;
+  };
+  static Domain domains[] = {{"com.glmcompile", nullptr}, {"com.microsoft", nullptr}};
+  size_t count = 0;
+  const Registration* list = operators(&count);
+  for (Domain& domain : domains) {
+    if (domain.handle == nullptr) {
+      if (OrtStatus* status = create(domain.name, &domain.handle)) return status;
+      for (size_t i = 0; i < count; ++i)
+        if (std::string(list[i].domain) == domain.name)
+          if (OrtStatus* status = add_op(domain.handle, list[i].op)) return status;
+    }
+    if (OrtStatus* status = add_domain(options, domain.handle)) return status;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+GLMCOMPILE_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
+                                               const OrtApiBase* base) {
+  const OrtApi* api = base->GetApi(kApiVersion);
+  if (api == nullptr) return nullptr;  // no table to report with; the session will not find the ops
+  Api::set(api);
+  return register_operators(options);
+}
+
+// The kernel level a session created now would use, e.g. "avx512"; "" if GLMCOMPILE_ISA is invalid.
+GLMCOMPILE_EXPORT const char* glmcompile_selected_isa() {
+  try {
+    return isa_name(selected_isa());
+  } catch (const Error&) {
+    return "";
+  }
+}
