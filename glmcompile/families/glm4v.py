@@ -1,0 +1,106 @@
+"""GLM-4V (GLM-4.1V-9B, AutoGLM-Phone-9B): M-RoPE decoder, interpolated position embedding."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glmcompile.config import ImageProcessorConfig, ModelConfig, VisionConfig
+from glmcompile.errors import InputError
+from glmcompile.families.base import (
+    Config,
+    Family,
+    ModulePaths,
+    decoder_fields,
+    image_processor_config,
+)
+from glmcompile.families.mrope import frame_boundaries, mrope_positions, patch_positions
+from glmcompile.families.qwen2_vl import CLIP_MEAN, CLIP_STD
+
+PROCESSOR_DEFAULTS = ImageProcessorConfig(
+    min_pixels=112 * 112, max_pixels=28 * 28 * 15000, mean=CLIP_MEAN, std=CLIP_STD
+)
+
+
+def read_config(config: Config, processor: Config, generation: Config) -> ModelConfig:
+    """See Family.read_config."""
+    vision = config["vision_config"]
+    return ModelConfig(
+        family="glm4v",
+        **decoder_fields(config, generation),
+        position_axes=3,
+        image_token_id=config["image_token_id"],
+        vision=VisionConfig(
+            patch_size=vision["patch_size"],
+            temporal_patch_size=vision["temporal_patch_size"],
+            merge_size=vision["spatial_merge_size"],
+            in_channels=vision["in_channels"],
+            output_size=vision["out_hidden_size"],
+            num_heads=vision["num_heads"],
+            head_size=vision["hidden_size"] // vision["num_heads"],
+            position_grid=vision["image_size"] // vision["patch_size"],
+            processor=image_processor_config(processor, PROCESSOR_DEFAULTS),
+        ),
+    )
+
+
+def vision_inputs(grid_thw: NDArray[np.int64], vision: VisionConfig) -> dict[str, NDArray[Any]]:
+    """position_ids int64 [patches, 2], cu_seqlens int32 [frames + 1], grid_thw int64 [frames, 3].
+
+    The encoder resamples its position embedding to the grid of the frame each patch lies in, so
+    grid_thw has one row per frame here.
+    """
+    frames = np.repeat(grid_thw, grid_thw[:, 0], axis=0).astype(np.int64)
+    frames[:, 0] = 1
+    return {
+        "position_ids": patch_positions(grid_thw, vision),
+        "cu_seqlens": frame_boundaries(grid_thw),
+        "grid_thw": frames,
+    }
+
+
+def smart_resize(height: int, width: int, vision: VisionConfig) -> tuple[int, int]:
+    """Height and width divisible by a merged patch, total pixels of all frames within bounds.
+
+    As `smart_resize` of transformers' GLM-4V image processor, whose pixel bounds count the
+    temporal patch's frames (an image is repeated to fill one).
+    """
+    factor, frames = vision.patch_size * vision.merge_size, vision.temporal_patch_size
+    low, high = vision.processor.min_pixels, vision.processor.max_pixels
+    if height < factor or width < factor:
+        scale = max(factor / height, factor / width)
+        height, width = int(height * scale), int(width * scale)
+    if max(height, width) / min(height, width) > 200:
+        raise InputError(
+            f"an image of {width}x{height} pixels is too narrow; "
+            "its sides may differ by at most a factor of 200"
+        )
+    rows, columns = round(height / factor) * factor, round(width / factor) * factor
+    if frames * rows * columns > high:
+        shrink = math.sqrt((frames * height * width) / high)
+        rows = max(factor, math.floor(height / shrink / factor) * factor)
+        columns = max(factor, math.floor(width / shrink / factor) * factor)
+    elif frames * rows * columns < low:
+        grow = math.sqrt(low / (frames * height * width))
+        rows = math.ceil(height * grow / factor) * factor
+        columns = math.ceil(width * grow / factor) * factor
+    return rows, columns
+
+
+FAMILY = Family(
+    name="glm4v",
+    architectures=("Glm4vForConditionalGeneration",),
+    modules=ModulePaths(
+        vision="model.visual",
+        embed_tokens="model.language_model.embed_tokens",
+        decoder="model.language_model",
+    ),
+    read_config=read_config,
+    positions=mrope_positions,
+    vision_inputs=vision_inputs,
+    resize=smart_resize,
+    image_placeholder="<|image|>",
+)
