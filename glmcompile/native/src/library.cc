@@ -4,6 +4,8 @@
 #include <string>
 
 #include "cpu_features.h"
+#include "embedding_w8.h"
+#include "linear_w8a8.h"
 #include "ort_abi.h"
 #include "varlen_attention.h"
 
@@ -26,6 +28,8 @@ Registration registration() {
 // One line per operator; operators of one domain stand together.
 const Registration* operators(size_t* count) {
   static const Registration list[] = {
+      registration<EmbeddingW8>(),
+      registration<LinearW8A8>(),
       registration<VarlenAttention>(),
   };
   *count = std::size(list);

@@ -1,0 +1,59 @@
+// Sixteen float32 lanes in one AVX-512 register; the same operations as VecPortable.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cfloat>
+#include <cstdint>
+
+namespace glmcompile {
+namespace {
+
+struct VecAvx512 {
+  using F = __m512;
+  using I = __m512i;
+
+  static __mmask16 first(std::int64_t n) {
+    return static_cast<__mmask16>((1u << static_cast<unsigned>(n)) - 1u);
+  }
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static F load_n(const float* p, std::int64_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
+  static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
+  static void store_n(float* p, F x, std::int64_t n) { _mm512_mask_storeu_ps(p, first(n), x); }
+  static I load_int(const std::int32_t* p) { return _mm512_loadu_si512(p); }
+  static I load_int_n(const std::int32_t* p, std::int64_t n) {
+    return _mm512_maskz_loadu_epi32(first(n), p);
+  }
+  static F set(float x) { return _mm512_set1_ps(x); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F round(F x) {
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static F pow2(F n) {
+    const I biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+  }
+  static F select_negative(F x, F a, F b) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ), b, a);
+  }
+  static F correct(I acc, I sum, std::int32_t zero_point) {
+    const I offset = _mm512_mullo_epi32(_mm512_set1_epi32(zero_point), sum);
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, offset));
+  }
+  static bool all_finite(F x) {
+    return _mm512_cmp_ps_mask(_mm512_abs_ps(x), set(FLT_MAX), _CMP_NLE_UQ) == 0;
+  }
+  static float reduce_min(F x) { return _mm512_reduce_min_ps(x); }
+  static float reduce_max(F x) { return _mm512_reduce_max_ps(x); }
+  static void store_uint8(std::uint8_t* p, F x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+  }
+};
+
+}  // namespace
+}  // namespace glmcompile

@@ -1,0 +1,42 @@
+// com.glmcompile::LinearW8A8, a linear layer with int8 weights and uint8 activations.
+//
+// y = activation((acc - zero_point * weight_sum) * (row_scale * weight_scale) + bias) + residual,
+// acc = sum over k of q(x) * w in int32. x is quantized inside, per row (dynamic) or with a static
+// scale and zero point.
+#pragma once
+
+#include "linear_problem.h"
+#include "ort_abi.h"
+
+namespace glmcompile {
+
+class LinearW8A8 {
+ public:
+  static constexpr const char* kName = "LinearW8A8";
+  static constexpr const char* kDomain = "com.glmcompile";
+  static constexpr Port kInputs[] = {
+      {"x", Type::kFloat},                 // [..., K]
+      {"weight", Type::kInt8},             // [N16, K64, 16 k4, 16 n, 4 k]
+      {"weight_scale", Type::kFloat},      // [N]
+      {"weight_sum", Type::kInt32},        // [N]
+      {"bias", Type::kFloat, true},        // [N]
+      {"residual", Type::kFloat, true},    // [..., N], or [..., N / 2] with swiglu
+  };
+  static constexpr Port kOutputs[] = {{"y", Type::kFloat}};
+
+  explicit LinearW8A8(const KernelInfo& info);
+  void compute(KernelContext& context) const;
+
+ private:
+  std::int64_t in_features_;
+  std::int64_t out_features_;
+  Activation activation_;
+  StaticRange range_;
+  const LinearKernel& kernel_;
+};
+
+// Throws Error unless `weight` has the packed shape of an [out_features, in_features] matrix.
+void check_packed_weight(const Tensor& weight, std::int64_t out_features,
+                         std::int64_t in_features);
+
+}  // namespace glmcompile

@@ -1,0 +1,75 @@
+// Activations to asymmetric uint8, one scale and zero point per row (or one static range).
+#pragma once
+
+#include <cfloat>
+#include <cstring>
+#include <limits>
+
+#include "linear_problem.h"
+
+namespace glmcompile {
+
+// The dynamic range of a row: scale = (max(x, 0) - min(x, 0)) / 255, zero_point = rne(-min / scale).
+// A row without range (all zero, or subnormal) is quantized to zeros with scale 1; a row with NaN,
+// infinities or a range beyond float32 gets scale NaN, so that its outputs are NaN and no other's.
+template <class V>
+inline StaticRange row_range(const float* x, std::int64_t n) {
+  auto low = V::set(0.0f), low2 = low, high = low, high2 = low;
+  bool finite = true;
+  std::int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const auto a = V::load(x + i), b = V::load(x + i + 16);
+    low = V::min(a, low);
+    low2 = V::min(b, low2);
+    high = V::max(a, high);
+    high2 = V::max(b, high2);
+    // NaN reaches neither minimum nor maximum; a product with zero keeps it.
+    finite &= V::all_finite(a) & V::all_finite(b);
+  }
+  for (; i < n; i += 16) {
+    const auto a = n - i >= 16 ? V::load(x + i) : V::load_n(x + i, n - i);
+    low = V::min(a, low);
+    high = V::max(a, high);
+    finite &= V::all_finite(a);
+  }
+  const float lowest = V::reduce_min(V::min(low, low2));
+  const float highest = V::reduce_max(V::max(high, high2));
+  const float scale = (highest - lowest) / 255.0f;
+  if (!finite || !(scale <= FLT_MAX)) return {std::numeric_limits<float>::quiet_NaN(), 0};
+  if (scale < FLT_MIN) return {1.0f, 0};
+  const float zero_point = __builtin_nearbyintf(-lowest * (1.0f / scale));
+  return {scale, static_cast<std::int32_t>(zero_point < 255.0f ? zero_point : 255.0f)};
+}
+
+// q = clamp(rne(x * (1 / scale)) + zero_point, 0, 255); bytes from n to padded are zero.
+template <class V>
+inline void quantize_row(const float* x, std::int64_t n, std::int64_t padded, StaticRange range,
+                         std::uint8_t* q, float* scale, std::int32_t* zero_point) {
+  const bool dynamic = range.scale == 0.0f;
+  if (dynamic) range = row_range<V>(x, n);
+  *scale = range.scale;
+  *zero_point = range.zero_point;
+  if (!(range.scale == range.scale)) {
+    std::memset(q, 0, static_cast<std::size_t>(padded));
+    return;
+  }
+  const auto inverse = V::set(1.0f / range.scale);
+  const auto offset = V::set(static_cast<float>(range.zero_point));
+  const auto low = V::set(static_cast<float>(-range.zero_point));
+  const auto high = V::set(static_cast<float>(255 - range.zero_point));
+  // NaN (static ranges only) takes the lower bound: the second operand of max.
+  const auto quantize = [&](typename V::F v) {
+    return V::add(V::min(V::max(V::round(V::mul(v, inverse)), low), high), offset);
+  };
+  std::int64_t i = 0;
+  for (; i + 16 <= n; i += 16) V::store_uint8(q + i, quantize(V::load(x + i)));
+  if (i < n) {
+    std::uint8_t last[16];
+    V::store_uint8(last, quantize(V::load_n(x + i, n - i)));
+    std::memcpy(q + i, last, static_cast<std::size_t>(n - i));
+    i = n;
+  }
+  std::memset(q + i, 0, static_cast<std::size_t>(padded - i));
+}
+
+}  // namespace glmcompile
