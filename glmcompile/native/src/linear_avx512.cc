@@ -1,5 +1,5 @@
 // W8A8 linear kernel for AVX-512 with VNNI: register tiles of up to 12 rows x 32 channels.
-#include "linear_epilogue.h"
+#include "linear_driver.h"
 #include "linear_vec_avx512.h"
 #include "quantize_rows.h"
 
@@ -69,29 +69,22 @@ constexpr MultiplyTile kMultiplyTile[kTileRows][kTileBlocks] = {
     {multiply_tile<11, 1>, multiply_tile<11, 2>}, {multiply_tile<12, 1>, multiply_tile<12, 2>},
 };
 
-void gemm(const LinearProblem& p, std::int64_t row_begin, std::int64_t row_end,
-          std::int64_t block_begin, std::int64_t block_end) {
-  alignas(64) std::int32_t tile[kTileRows * kTileStride];
-  const std::int64_t row_tiles = ceil_div(row_end - row_begin, kTileRows);
-  if (row_tiles == 0) return;
-  // Tiles of even height: a last tile of one row would waste the width of the machine.
-  const std::int64_t height = ceil_div(row_end - row_begin, row_tiles);
-  for (std::int64_t block = block_begin; block < block_end; block += kTileBlocks) {
-    const std::int64_t blocks = block_end - block < kTileBlocks ? 1 : kTileBlocks;
-    const std::int8_t* w = p.weight + block * p.block_bytes();
-    for (std::int64_t row = row_begin; row < row_end; row += height) {
-      const std::int64_t rows = row_end - row < height ? row_end - row : height;
-      kMultiplyTile[rows - 1][blocks - 1](p.rows + row * p.row_stride, p.row_stride, w,
-                                          p.block_bytes(), p.k_blocks, tile);
-      finish_tile<VecAvx512>(p, tile, kTileStride, row, rows, block, blocks);
-    }
+struct TileAvx512 {
+  static constexpr std::int64_t kRows = kTileRows;
+
+  static void multiply(const std::uint8_t* a, std::int64_t stride, std::int64_t rows,
+                       const std::int8_t* w, std::int64_t block_bytes, std::int64_t blocks,
+                       std::int64_t k_blocks, std::int32_t* tile) {
+    kMultiplyTile[rows - 1][blocks - 1](a, stride, w, block_bytes, k_blocks, tile);
   }
-}
+};
 
 }  // namespace
 
 const LinearKernel& linear_kernel_avx512() {
-  static const LinearKernel kernel = {"avx512", kTileRows, quantize_row<VecAvx512>, gemm};
+  static const LinearKernel kernel = {"avx512", TileAvx512::kRows, sizeof(std::uint8_t),
+                                      quantize_row<VecAvx512, std::uint8_t>,
+                                      multiply_tiles<VecAvx512, TileAvx512>};
   return kernel;
 }
 

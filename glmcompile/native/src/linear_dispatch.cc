@@ -5,10 +5,14 @@
 namespace glmcompile {
 
 const LinearKernel& select_linear_kernel() {
+  [[maybe_unused]] const Isa isa = selected_isa();
+  if (amx_emulation_requested()) return linear_kernel_amx_emulated();
 #if defined(__x86_64__)
-  if (selected_isa() >= Isa::kAvx512) return linear_kernel_avx512();
-#else
-  selected_isa();  // still refuses an unknown GLMCOMPILE_ISA
+  if (isa >= Isa::kAmx) return linear_kernel_amx();
+  if (isa >= Isa::kAvx512) return linear_kernel_avx512();
+  if (isa >= Isa::kAvx2) {
+    return cpu_features().avx_vnni ? linear_kernel_avxvnni() : linear_kernel_avx2();
+  }
 #endif
   return linear_kernel_portable();
 }

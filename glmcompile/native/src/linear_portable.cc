@@ -1,54 +1,43 @@
 // W8A8 linear kernel in plain C++, for every CPU.
-#include "linear_epilogue.h"
+#include "linear_driver.h"
 #include "linear_vec_portable.h"
 #include "quantize_rows.h"
 
 namespace glmcompile {
 namespace {
 
-constexpr std::int64_t kTileRows = 4;
+struct TilePortable {
+  static constexpr std::int64_t kRows = 4;
 
-// acc [rows][16] = rows of uint8 times one block of 16 channels.
-void multiply_block(const std::uint8_t* a, std::int64_t stride, std::int64_t rows,
-                    const std::int8_t* w, std::int64_t k_blocks, std::int32_t* acc) {
-  std::memset(acc, 0, static_cast<std::size_t>(rows * kBlockN) * sizeof *acc);
-  for (std::int64_t k = 0; k < k_blocks * kBlockK; k += 4, w += 4 * kBlockN) {
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const std::uint8_t* q = a + r * stride + k;
-      const std::int32_t q0 = q[0], q1 = q[1], q2 = q[2], q3 = q[3];
-      std::int32_t* out = acc + r * kBlockN;
-      for (int n = 0; n < kBlockN; ++n) {
-        out[n] += q0 * w[4 * n] + q1 * w[4 * n + 1] + q2 * w[4 * n + 2] + q3 * w[4 * n + 3];
-      }
-    }
-  }
-}
-
-void gemm(const LinearProblem& p, std::int64_t row_begin, std::int64_t row_end,
-          std::int64_t block_begin, std::int64_t block_end) {
-  alignas(64) std::int32_t acc[2 * kTileRows * kBlockN];
-  alignas(64) std::int32_t tile[kTileRows * 2 * kBlockN];
-  for (std::int64_t block = block_begin; block < block_end; block += 2) {
-    const std::int64_t blocks = block_end - block < 2 ? 1 : 2;
-    for (std::int64_t row = row_begin; row < row_end; row += kTileRows) {
-      const std::int64_t rows = row_end - row < kTileRows ? row_end - row : kTileRows;
-      for (std::int64_t b = 0; b < blocks; ++b) {
-        multiply_block(p.rows + row * p.row_stride, p.row_stride, rows,
-                       p.weight + (block + b) * p.block_bytes(), p.k_blocks, acc);
+  static void multiply(const std::uint8_t* a, std::int64_t stride, std::int64_t rows,
+                       const std::int8_t* w, std::int64_t block_bytes, std::int64_t blocks,
+                       std::int64_t k_blocks, std::int32_t* tile) {
+    for (std::int64_t b = 0; b < blocks; ++b, w += block_bytes) {
+      std::int32_t acc[kRows][kBlockN] = {};
+      const std::int8_t* from = w;
+      for (std::int64_t k = 0; k < k_blocks * kBlockK; k += 4, from += 4 * kBlockN) {
         for (std::int64_t r = 0; r < rows; ++r) {
-          std::memcpy(tile + r * 2 * kBlockN + b * kBlockN, acc + r * kBlockN,
-                      kBlockN * sizeof *acc);
+          const std::uint8_t* q = a + r * stride + k;
+          const std::int32_t q0 = q[0], q1 = q[1], q2 = q[2], q3 = q[3];
+          for (int n = 0; n < kBlockN; ++n) {
+            acc[r][n] += q0 * from[4 * n] + q1 * from[4 * n + 1] + q2 * from[4 * n + 2] +
+                         q3 * from[4 * n + 3];
+          }
         }
       }
-      finish_tile<VecPortable>(p, tile, 2 * kBlockN, row, rows, block, blocks);
+      for (std::int64_t r = 0; r < rows; ++r) {
+        std::memcpy(tile + (2 * r + b) * kBlockN, acc[r], sizeof acc[r]);
+      }
     }
   }
-}
+};
 
 }  // namespace
 
 const LinearKernel& linear_kernel_portable() {
-  static const LinearKernel kernel = {"portable", kTileRows, quantize_row<VecPortable>, gemm};
+  static const LinearKernel kernel = {"portable", TilePortable::kRows, sizeof(std::uint8_t),
+                                      quantize_row<VecPortable, std::uint8_t>,
+                                      multiply_tiles<VecPortable, TilePortable>};
   return kernel;
 }
 

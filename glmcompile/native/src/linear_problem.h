@@ -25,7 +25,7 @@ struct LinearProblem {
   const std::int32_t* weight_sum;  // [N], sum over k of the int8 weights
   const float* bias;               // [N] or null
   Activation activation;
-  // Quantized activations: uint8 rows of k_blocks * 64 bytes, `row_stride` bytes apart.
+  // Quantized activations: rows of k_blocks * 64 elements, `row_stride` bytes apart.
   const std::uint8_t* rows;
   std::int64_t row_stride;
   const float* row_scale;
@@ -46,19 +46,25 @@ struct StaticRange {
 
 struct LinearKernel {
   const char* isa;
-  std::int64_t tile_rows;  // height of the register tile; row ranges are best a multiple of it
-  // x [n] float32 -> q [padded] uint8 (zero beyond n), one scale and zero point.
+  std::int64_t tile_rows;      // height of the register tile, at most kMaxTileRows
+  std::int64_t element_bytes;  // of a quantized activation as quantize_row stores it
+  // x [n] float32 -> row [padded] of 0 to 255 (zero beyond n), one scale and zero point.
   void (*quantize_row)(const float* x, std::int64_t n, std::int64_t padded, StaticRange range,
-                       std::uint8_t* q, float* scale, std::int32_t* zero_point);
-  // Output rows [row_begin, row_end) x channels of blocks [block_begin, block_end) of 16; with
-  // swiglu block_begin is even. May be called concurrently on disjoint ranges.
+                       std::uint8_t* row, float* scale, std::int32_t* zero_point);
+  // Output rows [row_begin, row_end) x channels of blocks [block_begin, block_end) of 16.
+  // row_begin is a multiple of tile_rows; with swiglu block_begin is even. The memory of the rows
+  // extends to the next multiple of kMaxTileRows. May be called concurrently on disjoint ranges.
   void (*gemm)(const LinearProblem& problem, std::int64_t row_begin, std::int64_t row_end,
                std::int64_t block_begin, std::int64_t block_end);
 };
 
 const LinearKernel& linear_kernel_portable();
+const LinearKernel& linear_kernel_amx_emulated();
 #if defined(__x86_64__)
+const LinearKernel& linear_kernel_avx2();
+const LinearKernel& linear_kernel_avxvnni();
 const LinearKernel& linear_kernel_avx512();
+const LinearKernel& linear_kernel_amx();
 #endif
 
 // The fastest kernel this CPU runs, capped by the environment variable GLMCOMPILE_ISA. Throws

@@ -1,6 +1,10 @@
 // Sixteen float32 lanes in one AVX-512 register; the same operations as VecPortable.
 #pragma once
 
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC's own intrinsics start from a register left undefined on purpose.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 #include <cfloat>
@@ -50,7 +54,7 @@ struct VecAvx512 {
   }
   static float reduce_min(F x) { return _mm512_reduce_min_ps(x); }
   static float reduce_max(F x) { return _mm512_reduce_max_ps(x); }
-  static void store_uint8(std::uint8_t* p, F x) {
+  static void store_quantized(std::uint8_t* p, F x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
   }
 };

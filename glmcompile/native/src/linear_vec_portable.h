@@ -117,7 +117,7 @@ struct VecPortable {
     return r;
   }
   // Integral values in [0, 255].
-  static void store_uint8(std::uint8_t* p, F x) {
+  static void store_quantized(std::uint8_t* p, F x) {
     for (int i = 0; i < 16; ++i) p[i] = static_cast<std::uint8_t>(x.v[i]);
   }
 };

@@ -158,7 +158,7 @@ void LinearW8A8::compute(KernelContext& context) const {
   problem.activation = activation_;
   problem.output_width = width;
   // An odd number of cache lines: rows at a power of two would share few sets of the L1 cache.
-  problem.row_stride = (problem.k_blocks | 1) * kBlockK;
+  problem.row_stride = (problem.k_blocks * kernel_.element_bytes | 1) * kBlockK;
 
   const std::int64_t chunk =
       std::min(rows, std::max(kScratchBytes / problem.row_stride / kTaskRows * kTaskRows,

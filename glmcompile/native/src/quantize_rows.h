@@ -41,16 +41,18 @@ inline StaticRange row_range(const float* x, std::int64_t n) {
   return {scale, static_cast<std::int32_t>(zero_point < 255.0f ? zero_point : 255.0f)};
 }
 
-// q = clamp(rne(x * (1 / scale)) + zero_point, 0, 255); bytes from n to padded are zero.
-template <class V>
-inline void quantize_row(const float* x, std::int64_t n, std::int64_t padded, StaticRange range,
-                         std::uint8_t* q, float* scale, std::int32_t* zero_point) {
+// q = clamp(rne(x * (1 / scale)) + zero_point, 0, 255); elements from n to padded are zero.
+// T is how the kernel wants them: uint8, or int16 holding the same values.
+template <class V, class T>
+void quantize_row(const float* x, std::int64_t n, std::int64_t padded, StaticRange range,
+                  std::uint8_t* row, float* scale, std::int32_t* zero_point) {
+  T* q = reinterpret_cast<T*>(row);
   const bool dynamic = range.scale == 0.0f;
   if (dynamic) range = row_range<V>(x, n);
   *scale = range.scale;
   *zero_point = range.zero_point;
   if (!(range.scale == range.scale)) {
-    std::memset(q, 0, static_cast<std::size_t>(padded));
+    std::memset(q, 0, static_cast<std::size_t>(padded) * sizeof(T));
     return;
   }
   const auto inverse = V::set(1.0f / range.scale);
@@ -62,14 +64,14 @@ inline void quantize_row(const float* x, std::int64_t n, std::int64_t padded, St
     return V::add(V::min(V::max(V::round(V::mul(v, inverse)), low), high), offset);
   };
   std::int64_t i = 0;
-  for (; i + 16 <= n; i += 16) V::store_uint8(q + i, quantize(V::load(x + i)));
+  for (; i + 16 <= n; i += 16) V::store_quantized(q + i, quantize(V::load(x + i)));
   if (i < n) {
-    std::uint8_t last[16];
-    V::store_uint8(last, quantize(V::load_n(x + i, n - i)));
-    std::memcpy(q + i, last, static_cast<std::size_t>(n - i));
+    T last[16];
+    V::store_quantized(last, quantize(V::load_n(x + i, n - i)));
+    std::memcpy(q + i, last, static_cast<std::size_t>(n - i) * sizeof(T));
     i = n;
   }
-  std::memset(q + i, 0, static_cast<std::size_t>(padded - i));
+  std::memset(q + i, 0, static_cast<std::size_t>(padded - i) * sizeof(T));
 }
 
 }  // namespace glmcompile
