@@ -23,7 +23,7 @@ inline StaticRange row_range(const float* x, std::int64_t n) {
     low2 = V::min(b, low2);
     high = V::max(a, high);
     high2 = V::max(b, high2);
-    // NaN reaches neither minimum nor maximum; a product with zero keeps it.
+    // NaN reaches neither the minimum nor the maximum.
     finite &= V::all_finite(a) & V::all_finite(b);
   }
   for (; i < n; i += 16) {
