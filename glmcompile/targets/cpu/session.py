@@ -1,4 +1,4 @@
-"""The CPU target: opens ONNX Runtime sessions that know the native operators."""
+"""Opens ONNX Runtime sessions on the CPU that know the native operators."""
 
 from __future__ import annotations
 

@@ -1,0 +1,13 @@
+"""Graph rewrites on exported components, one per file; each says what it requires and ensures."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from glmcompile.passes.merge_linears import MergeLinears
+from glmcompile.passes.rotary import FuseRotary
+
+
+def simplify(model: ir.Model) -> None:
+    """Run the rewrites that hold for every target; operators stay those ONNX Runtime defines."""
+    ir.passes.Sequential(FuseRotary(), MergeLinears())(model)

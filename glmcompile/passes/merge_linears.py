@@ -1,0 +1,90 @@
+"""Merges linear layers that read the same input (q/k/v, gate/up) into one and splits its output.
+
+One wide product reads and quantizes its input once and fills the matrix unit better than several
+narrow ones.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from glmcompile.passes.matching import DOMAIN, replace, width
+
+
+class MergeLinears(ir.passes.InPlacePass):
+    """Requires `com.glmcompile::Linear` nodes with named weights `[out_features, in_features]`.
+
+    Ensures that no two of them share an input. The merged weight is read lazily from its parts.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        siblings: dict[tuple[ir.Value, bool], list[ir.Node]] = {}
+        for node in model.graph:
+            if node.op_type == "Linear" and node.domain == DOMAIN and node.inputs[0] is not None:
+                siblings.setdefault((node.inputs[0], len(node.inputs) > 2), []).append(node)
+        groups = [nodes for nodes in siblings.values() if len(nodes) > 1]
+        for nodes in groups:
+            _merge(model.graph, nodes)
+        if groups:
+            common_passes.RemoveUnusedNodesPass()(model)
+            common_passes.TopologicalSortPass()(model)
+        return ir.passes.PassResult(model, modified=bool(groups))
+
+
+def merged_name(names: list[str]) -> str:
+    """`layer.q_proj`, `layer.k_proj` -> `layer.q_proj+k_proj`."""
+    parent = os.path.commonprefix([name.rpartition(".")[0] + "." for name in names])
+    return parent + "+".join(name.removeprefix(parent) for name in names)
+
+
+def _merge(graph: ir.Graph, nodes: list[ir.Node]) -> None:
+    weights = [node.inputs[1] for node in nodes]
+    widths = [weight.shape[0] for weight in weights]  # type: ignore[union-attr, index]
+    name = merged_name([node.name or "" for node in nodes])
+    inputs = [nodes[0].inputs[0], _concatenate(graph, weights, f"{name}.weight")]
+    if len(nodes[0].inputs) > 2:
+        inputs.append(_concatenate(graph, [node.inputs[2] for node in nodes], f"{name}.bias"))
+    tape = ir.tape.Tape(graph)
+    merged = tape.op("Linear", inputs, domain=DOMAIN, name=name)
+    first = nodes[0].outputs[0]
+    merged.dtype = first.dtype
+    if first.shape is not None:
+        merged.shape = ir.Shape([*first.shape[:-1], sum(int(each) for each in widths)])
+    sizes = tape.op("Constant", [], attributes={"value_ints": [int(each) for each in widths]})
+    split = ir.Node(
+        "",
+        "Split",
+        [merged, sizes],
+        attributes=[ir.AttrInt64("axis", -1)],
+        num_outputs=len(nodes),
+        graph=graph,
+    )
+    for node, output in zip(nodes, split.outputs, strict=True):
+        output.shape, output.dtype = node.outputs[0].shape, node.outputs[0].dtype
+        replace(node.outputs[0], output)
+    assert all(width(output) == size for output, size in zip(split.outputs, widths, strict=True))
+
+
+def _concatenate(graph: ir.Graph, parts: list[ir.Value | None], name: str) -> ir.Value:
+    """An initializer that joins `parts` along the first axis when it is read."""
+    tensors = [part.const_value for part in parts if part is not None]
+    assert len(tensors) == len(parts) and all(tensor is not None for tensor in tensors)
+    first = tensors[0]
+    assert first is not None
+    shape = ir.Shape([sum(int(tensor.shape[0]) for tensor in tensors if tensor), *first.shape[1:]])
+
+    def read() -> ir.Tensor:
+        return ir.Tensor(np.concatenate([tensor.numpy() for tensor in tensors if tensor is not None]))
+
+    value = ir.Value(
+        name=name,
+        shape=shape,
+        type=ir.TensorType(first.dtype),
+        const_value=ir.LazyTensor(read, dtype=first.dtype, shape=shape, name=name),
+    )
+    graph.register_initializer(value)
+    return value

@@ -1,0 +1,234 @@
+"""Turns a simplified model into its INT8 form: linear layers, embedding, lm_head, KV cache.
+
+The three graphs are converted together because an embedding tied to lm_head shares its weight.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+from numpy.typing import NDArray
+
+from glmcompile.passes.fuse_epilogue import FuseEpilogue
+from glmcompile.passes.matching import DOMAIN, replace
+from glmcompile.quantize.packing import interleave_gate_up, packed_shape
+from glmcompile.quantize.schemes import W8A8, Recipe
+from glmcompile.quantize.weights import QuantizedWeight, quantize_weight
+
+# Input numbers of com.microsoft::PagedAttention.
+KEY_CACHE, VALUE_CACHE, K_SCALE, V_SCALE = 3, 4, 14, 15
+
+Statistics = Mapping[str, NDArray[np.float32]]
+
+
+def quantize_models(
+    models: Mapping[str, ir.Model], recipe: Recipe, statistics: Statistics
+) -> dict[str, str]:
+    """Quantize every component in place, as the recipe says.
+
+    statistics: largest magnitude per channel, by observation name (see calibrate.observe).
+    Returns the scheme each linear layer got, by layer name.
+    """
+    quantized: dict[str, str] = {}
+    embedding = models["embedding"]
+    table = _embedding_gather(embedding)
+    for model in models.values():
+        FuseEpilogue(lambda name: isinstance(_scheme(recipe, name), W8A8))(model)
+        for node in list(model.graph):
+            if node.op_type == "Linear" and node.domain == DOMAIN:
+                scheme = _scheme(recipe, node.name or "")
+                quantized[node.name or ""] = "w8a8" if isinstance(scheme, W8A8) else "float32"
+                if isinstance(scheme, W8A8):
+                    shared = table is not None and table.name == node.inputs[1].name  # type: ignore[union-attr]
+                    _convert_linear(model, node, scheme, statistics, shared)
+        model.opset_imports[DOMAIN] = 1
+        common_passes.RemoveUnusedNodesPass()(model)
+        common_passes.TopologicalSortPass()(model)
+    if table is not None and isinstance(recipe.linear, W8A8):
+        _convert_embedding(embedding, table)
+    if recipe.kv_dtype == "int8":
+        _convert_cache(models["decoder"], statistics)
+    return quantized
+
+
+def _scheme(recipe: Recipe, layer: str) -> object:
+    # A merged layer, `attn.q_proj+k_proj+v_proj`, is asked for by its first part.
+    return recipe.scheme_for(layer.split("+")[0])
+
+
+def _convert_linear(
+    model: ir.Model, node: ir.Node, scheme: W8A8, statistics: Statistics, shared: bool
+) -> None:
+    x, weight, bias, residual = [*node.inputs, None, None][:4]
+    assert x is not None and weight is not None and weight.shape is not None
+    out_features, in_features = (int(each) for each in weight.shape)  # type: ignore[arg-type]
+    attribute = node.attributes.get("activation")
+    activation = attribute.as_string() if attribute is not None else ""
+    swiglu = activation == "swiglu"
+    # A weight that the embedding reads, too, has to keep its channels' scales.
+    smoothing = 0.0 if shared else scheme.smoothing
+    read = _reader(weight, statistics.get(f"{node.name}.input"), smoothing, swiglu)
+    initializers = _weight_initializers(model.graph, weight, read)
+    tape = ir.tape.Tape(model.graph)
+    if smoothing:
+        factors = _initializer(
+            model.graph, f"{weight.name}.input_scale", np.float32, [in_features], read, "input_scale"
+        )
+        scaled = tape.op("Mul", [x, factors])
+        scaled.shape, scaled.dtype = x.shape, x.dtype
+        x = scaled
+    if bias is not None and swiglu:
+        bias = _interleaved_bias(model.graph, bias)
+    output = tape.op(
+        "LinearW8A8",
+        [x, *initializers, bias, residual],
+        domain=DOMAIN,
+        name=node.name,
+        attributes={
+            "in_features": in_features,
+            "out_features": out_features,
+            "activation": activation,
+        },
+    )
+    old = node.outputs[0]
+    output.shape, output.dtype = old.shape, old.dtype
+    replace(old, output)
+
+
+def _reader(
+    weight: ir.Value,
+    activation_absmax: NDArray[np.float32] | None,
+    smoothing: float,
+    swiglu: bool,
+) -> Callable[[], QuantizedWeight]:
+    """A function that quantizes the weight when the artifact is written, one layer at a time."""
+    tensor = weight.const_value
+    assert tensor is not None
+    return lambda: _quantize_once(tensor, _Array(activation_absmax), smoothing, swiglu)
+
+
+class _Array:
+    """An array as a hashable argument: the same object is the same argument."""
+
+    def __init__(self, value: NDArray[np.float32] | None) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Array) and other.value is self.value
+
+
+@functools.lru_cache(maxsize=1)  # a layer's tensors are written one after the other
+def _quantize_once(
+    tensor: ir.TensorProtocol, absmax: _Array, smoothing: float, swiglu: bool
+) -> QuantizedWeight:
+    return quantize_weight(tensor.numpy(), absmax.value, smoothing, swiglu)
+
+
+def _weight_initializers(
+    graph: ir.Graph, weight: ir.Value, read: Callable[[], QuantizedWeight]
+) -> list[ir.Value]:
+    assert weight.shape is not None
+    out_features, in_features = (int(each) for each in weight.shape)  # type: ignore[arg-type]
+    shape = list(packed_shape(out_features, in_features))
+    return [
+        _initializer(graph, f"{weight.name}.int8", np.int8, shape, read, "packed"),
+        _initializer(graph, f"{weight.name}.scale", np.float32, [out_features], read, "scale"),
+        _initializer(graph, f"{weight.name}.sum", np.int32, [out_features], read, "sum"),
+    ]
+
+
+def _initializer(
+    graph: ir.Graph,
+    name: str,
+    dtype: type[np.generic],
+    shape: list[int],
+    read: Callable[[], QuantizedWeight],
+    field: str,
+) -> ir.Value:
+    kind = ir.DataType.from_numpy(np.dtype(dtype))
+    tensor = ir.LazyTensor(
+        lambda: ir.Tensor(getattr(read(), field)), dtype=kind, shape=ir.Shape(shape), name=name
+    )
+    value = ir.Value(
+        name=name, shape=ir.Shape(shape), type=ir.TensorType(kind), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def _interleaved_bias(graph: ir.Graph, bias: ir.Value) -> ir.Value:
+    assert bias.const_value is not None
+    gate, up = np.split(bias.const_value.numpy(), 2)
+    name = f"{bias.name}.interleaved"
+    value = ir.Value(
+        name=name,
+        shape=bias.shape,
+        type=bias.type,
+        const_value=ir.Tensor(interleave_gate_up(gate, up), name=name),
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def _embedding_gather(model: ir.Model) -> ir.Value | None:
+    """The embedding table: the matrix that a Gather reads rows of."""
+    for node in model.graph:
+        if node.op_type == "Gather" and node.inputs[0] is not None:
+            table = node.inputs[0]
+            if table.is_initializer() and table.shape is not None and len(table.shape) == 2:
+                return table
+    return None
+
+
+def _convert_embedding(model: ir.Model, table: ir.Value) -> None:
+    assert table.shape is not None
+    out_features, in_features = (int(each) for each in table.shape)  # type: ignore[arg-type]
+    packed, scale, _ = _weight_initializers(model.graph, table, _reader(table, None, 0.0, False))
+    tape = ir.tape.Tape(model.graph)
+    for use in list(table.uses()):
+        rows = tape.op(
+            "EmbeddingW8",
+            [use.node.inputs[1], packed, scale],
+            domain=DOMAIN,
+            attributes={"in_features": in_features, "out_features": out_features},
+        )
+        old = use.node.outputs[0]
+        rows.shape, rows.dtype = old.shape, old.dtype
+        replace(old, rows)
+    model.opset_imports[DOMAIN] = 1
+    common_passes.RemoveUnusedNodesPass()(model)
+    common_passes.TopologicalSortPass()(model)
+
+
+def _convert_cache(model: ir.Model, statistics: Statistics) -> None:
+    """Int8 pools with one scale per head and channel, from the largest magnitudes calibration saw."""
+    for layer, node in enumerate(each for each in model.graph if each.op_type == "PagedAttention"):
+        heads = node.attributes["kv_num_heads"].as_int()
+        node.resize_inputs(V_SCALE + 1)
+        for name, cache, position in (
+            ("key", KEY_CACHE, K_SCALE),
+            ("value", VALUE_CACHE, V_SCALE),
+        ):
+            absmax = statistics[f"{name}.{layer}"]
+            scale = np.maximum(absmax, 1e-6).reshape(heads, 1, -1) / np.float32(127)
+            label = f"{name}_cache.{layer}.scale"
+            value = ir.Value(
+                name=label,
+                shape=ir.Shape(scale.shape),
+                type=ir.TensorType(ir.DataType.FLOAT),
+                const_value=ir.Tensor(scale.astype(np.float32), name=label),
+            )
+            model.graph.register_initializer(value)
+            node.replace_input_with(position, value)
+            pool = node.inputs[cache]
+            assert pool is not None
+            pool.dtype = ir.DataType.INT8
+            kind = f"{name[0]}_quant_type"
+            node.attributes[kind] = ir.AttrString(kind, "PER_CHANNEL")
