@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -35,7 +36,7 @@ def one_node_session(
     op: str,
     inputs: Mapping[str, NDArray],
     constants: Mapping[str, NDArray],
-    attributes: Mapping[str, object],
+    attributes: Mapping[str, Any],
     isa: str = "",
     threads: int = 2,
 ) -> ort.InferenceSession:
@@ -90,16 +91,16 @@ class Linear:
         return self.weight.shape[0] // (2 if self.activation == "swiglu" else 1)
 
     def constants(self) -> dict[str, NDArray]:
-        arrays = {
+        arrays: dict[str, NDArray] = {
             "weight": pack_weight(self.weight),
             "weight_scale": self.scale,
             "weight_sum": weight_sum(self.weight),
         }
         return arrays if self.bias is None else {**arrays, "bias": self.bias}
 
-    def attributes(self) -> dict[str, object]:
+    def attributes(self) -> dict[str, Any]:
         n, k = self.weight.shape
-        values: dict[str, object] = {"in_features": k, "out_features": n}
+        values: dict[str, Any] = {"in_features": k, "out_features": n}
         if self.activation:
             values["activation"] = self.activation
         if self.static:

@@ -17,6 +17,7 @@ def test_rows_without_range_give_the_bias(isa: str) -> None:
     x = np.zeros((20, 100), np.float32)
     x[3] = 1e-44
     x[4] = -1e-40
+    assert layer.bias is not None
     y = layer.run(x, isa=isa)
     np.testing.assert_array_equal(y, np.broadcast_to(layer.bias, y.shape))
 
