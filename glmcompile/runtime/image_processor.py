@@ -159,7 +159,7 @@ def _source(image: Any, name: str) -> Path | BytesIO:
             pass
         raise InputError(f"{name}: no such image file")
     raise InputError(
-        f"{name}: not an image; expected a path, a data: URL, bytes, a Pillow image or a uint8 array"
+        f"{name}: not an image; give a path, a data: URL, bytes, a Pillow image or an array"
     )
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from glmcompile.errors import InputError
 from glmcompile.runtime.image_processor import ImageProcessor
+from tests.runtime import reference
 from tests.runtime.conftest import TinyModel
 from tests.runtime.images import noise
 
@@ -28,21 +29,16 @@ def processors(
     request: pytest.FixtureRequest, tiny_model: Callable[[str], TinyModel]
 ) -> Processors:
     """Ours and transformers', for one tiny checkpoint."""
-    # The Auto class asks for torchvision; the PIL-backend classes are plain imports.
-    from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    reference = {"glm4v": Glm4vImageProcessorPil, "qwen2_vl": Qwen2VLImageProcessorPil}
     model = tiny_model(request.param)
     assert model.config.vision is not None
     ours = ImageProcessor(model.family, model.config.vision)
-    return ours, reference[request.param].from_pretrained(model.directory)
+    return ours, reference.image_processor(model)
 
 
 def assert_equal(processors: Processors, image: Any, reference_image: Any = None) -> None:
-    ours, reference = processors
+    ours, theirs = processors
     result = ours(image)
-    expected = reference(image if reference_image is None else reference_image)
+    expected = theirs(image if reference_image is None else reference_image)
     grid = np.asarray(expected["image_grid_thw"])
     assert result.grid_thw == tuple(grid[0])
     values = np.ascontiguousarray(expected["pixel_values"])
