@@ -1,0 +1,170 @@
+"""The three components as torch modules with the graph contract's inputs and outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim
+
+from glmcompile.config import ModelConfig
+from glmcompile.export.attention import PagedCache
+from glmcompile.families import Family
+
+# Sizes of the traced example. Distinct, and above 1, so that no dimension is taken for a constant
+# or for another one.
+PATCHES, TOKENS, IMAGE_TOKENS, SEQUENCES, ROWS = 48, 19, 12, 3, 5
+NUM_BLOCKS, BLOCK_SIZE, MAX_BLOCKS = 7, 32, 4
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A component's graph interface.
+
+    inputs: name -> (dtype, shape); a string in a shape is a dynamic dimension, an int is fixed.
+    """
+
+    inputs: dict[str, tuple[torch.dtype, tuple[int | str, ...]]]
+    outputs: tuple[str, ...]
+
+
+EXAMPLE_SIZES = {
+    "patches": PATCHES,
+    "segments": SEQUENCES,
+    "segments_plus_1": SEQUENCES + 1,
+    "tokens": TOKENS,
+    "image_tokens": IMAGE_TOKENS,
+    "sequences": SEQUENCES,
+    "sequences_plus_1": SEQUENCES + 1,
+    "max_blocks": MAX_BLOCKS,
+    "rows": ROWS,
+    "num_blocks": NUM_BLOCKS,
+    "block_size": BLOCK_SIZE,
+}
+
+
+def signature(family: Family, model: ModelConfig, component: str) -> Signature:
+    """The graph contract of a component: input names, types and shapes, and output names."""
+    hidden = model.hidden_size
+    if component == "vision_encoder":
+        assert model.vision is not None
+        vision = model.vision
+        patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        inputs: dict[str, tuple[torch.dtype, tuple[int | str, ...]]] = {
+            "pixel_values": (torch.float32, ("patches", patch)),
+            "cu_seqlens": (torch.int32, ("segments_plus_1",)),
+            "position_ids": (torch.int64, ("patches", 2)),
+        }
+        if vision.position_grid is not None:
+            inputs["grid_thw"] = (torch.int64, ("segments", 3))
+        return Signature(inputs, ("image_features",))
+    if component == "embedding":
+        inputs = {"input_ids": (torch.int64, ("tokens",))}
+        if model.vision is not None:
+            inputs["image_features"] = (torch.float32, ("image_tokens", hidden))
+            inputs["image_token_indices"] = (torch.int64, ("image_tokens",))
+        return Signature(inputs, ("inputs_embeds",))
+    positions = ("tokens",) if model.position_axes == 1 else (model.position_axes, "tokens")
+    inputs = {
+        "inputs_embeds": (torch.float32, ("tokens", hidden)),
+        "position_ids": (torch.int64, positions),
+        "cumulative_sequence_length": (torch.int32, ("sequences_plus_1",)),
+        "past_seqlens": (torch.int32, ("sequences",)),
+        "block_table": (torch.int32, ("sequences", "max_blocks")),
+        "logits_indices": (torch.int64, ("rows",)),
+    }
+    cache = ("num_blocks", "block_size", model.num_kv_heads, model.head_size)
+    for layer in range(model.num_layers):
+        inputs[f"key_cache.{layer}"] = (torch.float32, cache)
+        inputs[f"value_cache.{layer}"] = (torch.float32, cache)
+    return Signature(inputs, ("logits",))
+
+
+def example_inputs(spec: Signature) -> tuple[torch.Tensor, ...]:
+    """Tensors of the traced example's sizes; only shapes and types matter."""
+    return tuple(
+        torch.zeros([EXAMPLE_SIZES[d] if isinstance(d, str) else d for d in shape], dtype=dtype)
+        for dtype, shape in spec.inputs.values()
+    )
+
+
+def dynamic_shapes(spec: Signature) -> tuple[dict[int, Any], ...]:
+    """torch.export's description of the dynamic dimensions, in the order of the inputs."""
+    return tuple(
+        {axis: Dim.DYNAMIC for axis, size in enumerate(shape) if isinstance(size, str)}
+        for _, shape in spec.inputs.values()
+    )
+
+
+class _Component(nn.Module):
+    """Takes the signature's inputs in order and hands them to `run` by name."""
+
+    def __init__(self, model: nn.Module, family: Family, spec: Signature) -> None:
+        super().__init__()
+        self.model = model
+        self.modules_at = family.modules
+        self.names = tuple(spec.inputs)
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        return self.run(**dict(zip(self.names, tensors, strict=True)))
+
+    def run(self, **inputs: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("each component defines run")
+
+
+class VisionEncoder(_Component):
+    """pixel_values, cu_seqlens, position_ids[, grid_thw] -> image_features."""
+
+    def run(self, **inputs: torch.Tensor) -> torch.Tensor:
+        assert self.modules_at.vision is not None
+        visual = self.model.get_submodule(self.modules_at.vision)
+        pixel_values, grid_thw = inputs.pop("pixel_values"), inputs.pop("grid_thw", None)
+        # max_seqlen bounds a flash kernel's grid; the symbolic attention does not read it.
+        return visual(pixel_values, grid_thw=grid_thw, max_seqlen=1, **inputs).pooler_output
+
+
+class Embedding(_Component):
+    """input_ids[, image_features, image_token_indices] -> inputs_embeds."""
+
+    def run(self, **inputs: torch.Tensor) -> torch.Tensor:
+        embed_tokens = self.model.get_submodule(self.modules_at.embed_tokens)
+        embeds = embed_tokens(inputs["input_ids"])
+        if "image_features" in inputs:
+            # index_put would come out as a ScatterND between transposes and expands.
+            embeds = torch.onnx.ops.symbolic(
+                "ScatterND",
+                (embeds, inputs["image_token_indices"].unsqueeze(-1), inputs["image_features"]),
+                dtype=embeds.dtype,
+                shape=embeds.shape,
+            )
+        return embeds
+
+
+class Decoder(_Component):
+    """inputs_embeds, position_ids, the cache's inputs, logits_indices -> logits of those rows."""
+
+    def run(self, **inputs: torch.Tensor) -> torch.Tensor:
+        caches = [tensor for name, tensor in inputs.items() if "_cache." in name]
+        hidden = self.model.get_submodule(self.modules_at.decoder)(
+            inputs_embeds=inputs["inputs_embeds"].unsqueeze(0),
+            position_ids=inputs["position_ids"].unsqueeze(-2),
+            use_cache=False,
+            paged_cache=PagedCache(
+                key_caches=tuple(caches[0::2]),
+                value_caches=tuple(caches[1::2]),
+                cumulative_sequence_length=inputs["cumulative_sequence_length"],
+                past_seqlens=inputs["past_seqlens"],
+                block_table=inputs["block_table"],
+            ),
+        ).last_hidden_state
+        lm_head = self.model.get_submodule(self.modules_at.lm_head)
+        return lm_head(hidden.squeeze(0).index_select(0, inputs["logits_indices"]))
+
+
+COMPONENTS: dict[str, type[_Component]] = {
+    "vision_encoder": VisionEncoder,
+    "embedding": Embedding,
+    "decoder": Decoder,
+}

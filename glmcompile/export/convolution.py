@@ -1,0 +1,102 @@
+"""Convolutions that see each input once are linear layers: patch embedding, downsampling."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from glmcompile.export.linear import DOMAIN, linear_node, module_name, replace_node
+from glmcompile.export.weights import CheckpointTensor
+
+
+class ConvolutionToLinear(ir.passes.InPlacePass):
+    """Rewrite Conv over exactly one window, with its Reshape and Transpose, into Linear.
+
+    Requires: the weight is bound to the checkpoint; input and output shapes are known but for the
+    leading dimension. Ensures: the weight is [out, in], its columns in the order in which the
+    input lies in memory, so the activations need no Transpose. Exact: the same products are
+    summed, in another order.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for node in list(model.graph):
+            if node.op_type == "Conv" and node.domain == "":
+                modified |= _rewrite(model.graph, node)
+        if modified:
+            model.opset_imports[DOMAIN] = 1
+        return ir.passes.PassResult(model, modified)
+
+
+def _rewrite(graph: ir.Graph, conv: ir.Node) -> bool:
+    x, weight = conv.inputs[:2]
+    bias = conv.inputs[2] if len(conv.inputs) > 2 else None
+    if x is None or weight is None or not isinstance(weight.const_value, CheckpointTensor):
+        return False
+    kernel = weight.const_value.shape.numpy()
+    if not _one_window(conv, x, kernel):
+        return False
+    permutation = None
+    transpose = x.producer()
+    if transpose is not None and transpose.op_type == "Transpose" and x.shape is not None:
+        order = list(transpose.attributes.get_ints("perm", []))
+        if order[0] != 0:
+            return False
+        # Axis i of the convolution's input is axis order[i] of the stored one.
+        permutation = [0, *(order.index(axis) for axis in range(1, len(order)))]
+        x = transpose.inputs[0]
+    flattened = (kernel[0], math.prod(kernel[1:]))
+    weight.const_value = weight.const_value.reshaped(flattened, permutation)
+    weight.shape = ir.Shape(flattened)
+
+    rows = _as_rows(graph, conv, x, flattened[1])
+    last, output = _flat_output(conv)
+    linear = linear_node(rows, weight, bias, output, module_name(weight))
+    replace_node(graph, last, linear)
+    if last is not conv:
+        graph.remove(conv, safe=True)
+    if transpose is not None and transpose.op_type == "Transpose":
+        if not transpose.outputs[0].uses():
+            graph.remove(transpose, safe=True)
+    return True
+
+
+def _one_window(conv: ir.Node, x: ir.Value, kernel: tuple[int, ...]) -> bool:
+    """Whether the kernel covers the whole input, without padding, groups or dilation."""
+    attributes = conv.attributes
+    return (
+        x.shape is not None
+        and tuple(x.shape[1:]) == kernel[1:]
+        and attributes.get_int("group", 1) == 1
+        and not any(attributes.get_ints("pads", []))
+        and all(step == 1 for step in attributes.get_ints("dilations", []))
+    )
+
+
+def _as_rows(graph: ir.Graph, before: ir.Node, x: ir.Value, width: int) -> ir.Value:
+    """x as [windows, width]: what it was reshaped from if that is such rows, else reshaped."""
+    source = x.producer()
+    if source is not None and source.op_type == "Reshape" and source.inputs[0] is not None:
+        unshaped = source.inputs[0].shape
+        if unshaped is not None and len(unshaped) == 2 and unshaped[1] == width:
+            return source.inputs[0]
+    target = ir.node("Constant", [], {"value": ir.tensor(np.array([-1, width], np.int64))})
+    reshape = ir.node("Reshape", [x, target.outputs[0]])
+    reshape.outputs[0].dtype = x.dtype
+    leading = x.shape[0] if x.shape is not None else None
+    reshape.outputs[0].shape = ir.Shape([leading, width])
+    graph.insert_before(before, [target, reshape])
+    return reshape.outputs[0]
+
+
+def _flat_output(conv: ir.Node) -> tuple[ir.Node, ir.Value]:
+    """The node and value where the output's unit axes are gone: the Reshape after the Conv."""
+    output = conv.outputs[0]
+    uses = list(output.uses())
+    if len(uses) == 1 and uses[0].node.op_type == "Reshape":
+        flat = uses[0].node.outputs[0]
+        if flat.shape is not None and len(flat.shape) == 2:
+            return uses[0].node, flat
+    raise AssertionError("a convolution over one window is flattened to rows after it")

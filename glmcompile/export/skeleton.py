@@ -1,0 +1,61 @@
+"""A transformers module whose parameters have shapes but no storage, ready for tracing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from glmcompile.checkpoint import Checkpoint
+from glmcompile.export.attention import PAGED_ATTENTION, VARLEN_ATTENTION
+
+
+def build_skeleton(checkpoint: Checkpoint, mode: FakeTensorMode) -> nn.Module:
+    """The checkpoint's model in float32 with fake parameters and real buffers, in eval mode.
+
+    Buffers (rotary frequencies) are not in the checkpoint: the module computes them, so they are
+    real. Tied parameters get a parameter of their own, so that each keeps its name in the graph.
+    """
+    config = copy.deepcopy(checkpoint.config)  # the attention functions are set on it below
+    with _fake_parameters(mode):
+        model = checkpoint.model_class._from_config(config, dtype=torch.float32)
+    for name in checkpoint.tied:
+        owner, _, attribute = name.rpartition(".")
+        tensor = model.get_parameter(name)
+        with mode:
+            separate = nn.Parameter(torch.empty_like(tensor), requires_grad=False)
+        setattr(model.get_submodule(owner), attribute, separate)
+    # Set on the configurations themselves: `set_attn_implementation` refuses names that contain
+    # "flash" unless the flash-attention package is installed.
+    model.config._attn_implementation_internal = PAGED_ATTENTION
+    for part, attention in (("text_config", PAGED_ATTENTION), ("vision_config", VARLEN_ATTENTION)):
+        if (sub_config := getattr(model.config, part, None)) is not None:
+            sub_config._attn_implementation_internal = attention
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _fake_parameters(mode: FakeTensorMode) -> Iterator[None]:
+    """Replace every parameter by a fake one at the moment a module registers it.
+
+    The real one exists for that moment only, as address space never written to.
+    """
+    register = nn.Module.register_parameter
+
+    def register_fake(self: nn.Module, name: str, param: nn.Parameter | None) -> Any:
+        if param is not None and not isinstance(param, FakeTensor):
+            with mode:
+                data = torch.empty(param.shape, dtype=param.dtype)
+            param = nn.Parameter(data, requires_grad=False)
+        return register(self, name, param)
+
+    nn.Module.register_parameter = register_fake  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
