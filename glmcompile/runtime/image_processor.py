@@ -23,16 +23,23 @@ ImageInput = str | Path | bytes | Image.Image | NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class ProcessedImage:
-    """One image as the vision encoder takes it.
+    """One image, resized; its patches are made when the vision encoder wants them.
 
-    pixel_values: float32 [patches, in_channels * temporal_patch_size * patch_size^2].
+    pixels: uint8 [height, width, channels], a tenth of pixel_values' size; a waiting request keeps
+        these alone.
     grid_thw: frames, patch rows and patch columns; their product is the number of patches.
-    digest: SHA-256 of the resized pixels and their size; equal digests mean equal pixel_values.
+    digest: SHA-256 of the pixels and their size; equal digests mean equal pixel_values.
     """
 
-    pixel_values: NDArray[np.float32]
+    pixels: NDArray[np.uint8]
     grid_thw: tuple[int, int, int]
     digest: bytes
+    processor: ImageProcessor
+
+    @property
+    def pixel_values(self) -> NDArray[np.float32]:
+        """float32 [patches, channels * temporal_patch_size * patch_size^2], new at every call."""
+        return self.processor.patches(self.pixels)
 
 
 class ImageProcessor:
@@ -74,13 +81,12 @@ class ImageProcessor:
         )
         digest = hashlib.sha256(f"{new_height}x{new_width}:".encode())
         digest.update(np.ascontiguousarray(resized))
-        pixel_values, grid_thw = self._patches(resized)
-        return ProcessedImage(pixel_values, grid_thw, digest.digest())
+        side = self._vision.patch_size
+        grid_thw = (1, new_height // side, new_width // side)
+        return ProcessedImage(resized, grid_thw, digest.digest(), self)
 
-    def _patches(
-        self, pixels: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
-        """Cut uint8 [height, width, channels] into patches, merge window by merge window.
+    def patches(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Normalise uint8 [height, width, channels], cut it into patches, merge window by window.
 
         A still image fills a temporal patch by being repeated.
         """
@@ -95,7 +101,7 @@ class ImageProcessor:
         for channel in range(channels):
             values = self._levels[channel].take(flat[:, channel])
             patches[:, channel] = values[:, None]
-        return patches.reshape(rows * columns, -1), (1, rows, columns)
+        return patches.reshape(rows * columns, -1)
 
 
 def describe(image: Any) -> str:
