@@ -57,9 +57,8 @@ def _rewrite(graph: ir.Graph, conv: ir.Node) -> bool:
     replace_node(graph, last, linear)
     if last is not conv:
         graph.remove(conv, safe=True)
-    if transpose is not None and transpose.op_type == "Transpose":
-        if not transpose.outputs[0].uses():
-            graph.remove(transpose, safe=True)
+    if permutation is not None and transpose is not None and not transpose.outputs[0].uses():
+        graph.remove(transpose, safe=True)
     return True
 
 

@@ -15,9 +15,13 @@ from glmcompile.checkpoint import Checkpoint
 from glmcompile.export.attention import PAGED_ATTENTION, VARLEN_ATTENTION
 
 
-def build_skeleton(checkpoint: Checkpoint, mode: FakeTensorMode) -> nn.Module:
+def build_skeleton(
+    checkpoint: Checkpoint, mode: FakeTensorMode, symbolic_attention: bool = True
+) -> nn.Module:
     """The checkpoint's model in float32 with fake parameters and real buffers, in eval mode.
 
+    symbolic_attention: whether attention layers call the symbolic functions of export.attention;
+        otherwise they compute, in transformers' eager way.
     Buffers (rotary frequencies) are not in the checkpoint: the module computes them, so they are
     real. Tied parameters get a parameter of their own, so that each keeps its name in the graph.
     """
@@ -32,8 +36,11 @@ def build_skeleton(checkpoint: Checkpoint, mode: FakeTensorMode) -> nn.Module:
         setattr(model.get_submodule(owner), attribute, separate)
     # Set on the configurations themselves: `set_attn_implementation` refuses names that contain
     # "flash" unless the flash-attention package is installed.
-    model.config._attn_implementation_internal = PAGED_ATTENTION
-    for part, attention in (("text_config", PAGED_ATTENTION), ("vision_config", VARLEN_ATTENTION)):
+    decoder, vision = PAGED_ATTENTION, VARLEN_ATTENTION
+    if not symbolic_attention:
+        decoder = vision = "eager"
+    model.config._attn_implementation_internal = decoder
+    for part, attention in (("text_config", decoder), ("vision_config", vision)):
         if (sub_config := getattr(model.config, part, None)) is not None:
             sub_config._attn_implementation_internal = attention
     return model.eval().requires_grad_(False)
