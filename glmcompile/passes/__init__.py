@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+from onnxscript.rewriter import onnx_fusions
 
 from glmcompile.passes.merge_linears import MergeLinears
 from glmcompile.passes.rotary import FuseRotary
@@ -11,3 +12,4 @@ from glmcompile.passes.rotary import FuseRotary
 def simplify(model: ir.Model) -> None:
     """Run the rewrites that hold for every target; operators stay those ONNX Runtime defines."""
     ir.passes.Sequential(FuseRotary(), MergeLinears())(model)
+    onnx_fusions.fuse(model)  # RMSNormalization

@@ -1,0 +1,91 @@
+"""A whole known sequence through an engine's graphs at once: for calibration and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from glmcompile.config import ModelConfig
+from glmcompile.families import supported
+from glmcompile.runtime.image_processor import ProcessedImage
+from glmcompile.targets.cpu import open_session
+
+BLOCK_SIZE = 32
+CACHE_DTYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
+
+
+class TeacherForcing:
+    """Runs the component graphs of a directory on one sequence a call, with a cache of its own."""
+
+    def __init__(self, directory: Path, model: ModelConfig, threads: int | None = None) -> None:
+        """Raises NativeLibraryError where the native operators cannot be loaded."""
+        self.model = model
+        self.family = supported()[model.family]
+        self.sessions = {
+            component: open_session(directory / f"{component}.onnx", threads)
+            for component in self.family.components
+        }
+
+    def __call__(
+        self,
+        token_ids: Sequence[int],
+        images: Sequence[ProcessedImage] = (),
+        rows: Sequence[int] | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """Every output of every component for `token_ids`, image placeholders included.
+
+        rows: positions whose logits are wanted, all of them by default; `logits` comes out as
+        float32 [rows, vocab_size].
+        """
+        ids = np.asarray(token_ids, np.int64)
+        outputs: dict[str, NDArray[Any]] = {}
+        embedding_inputs = {"input_ids": ids}
+        grids = np.array([image.grid_thw for image in images], np.int64).reshape(-1, 3)
+        if self.model.vision is not None:
+            outputs |= self._see(images, grids)
+            features = outputs.get(
+                "image_features", np.empty((0, self.model.hidden_size), np.float32)
+            )
+            embedding_inputs["image_features"] = features
+            embedding_inputs["image_token_indices"] = np.flatnonzero(
+                ids == self.model.image_token_id
+            ).astype(np.int64)
+        outputs |= _run(self.sessions["embedding"], embedding_inputs)
+        positions, _ = self.family.position_ids(ids, grids, self.model)
+        blocks = -(-len(ids) // BLOCK_SIZE)
+        inputs = {
+            "inputs_embeds": outputs["inputs_embeds"],
+            "position_ids": positions if self.model.position_axes > 1 else positions[0],
+            "cumulative_sequence_length": np.array([0, len(ids)], np.int32),
+            "past_seqlens": np.zeros(1, np.int32),
+            "block_table": np.arange(blocks, dtype=np.int32)[None],
+            "logits_indices": np.asarray(range(len(ids)) if rows is None else rows, np.int64),
+        }
+        decoder = self.sessions["decoder"]
+        shape = (blocks, BLOCK_SIZE, self.model.num_kv_heads, self.model.head_size)
+        inputs |= {
+            each.name: np.zeros(shape, CACHE_DTYPES[each.type])
+            for each in decoder.get_inputs()
+            if "_cache." in each.name
+        }
+        return outputs | _run(decoder, inputs)
+
+    def _see(
+        self, images: Sequence[ProcessedImage], grids: NDArray[np.int64]
+    ) -> dict[str, NDArray[Any]]:
+        if not images:
+            return {}
+        assert self.family.vision_inputs is not None and self.model.vision is not None
+        pixels = np.concatenate([image.pixel_values for image in images])
+        inputs = self.family.vision_inputs(grids, self.model.vision)
+        return _run(self.sessions["vision_encoder"], {"pixel_values": pixels, **inputs})
+
+
+def _run(session: ort.InferenceSession, inputs: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
