@@ -1,15 +1,27 @@
 #include "varlen_attention.h"
 
-#include <algorithm>
 #include <cmath>
-#include <vector>
+
+#include "attention_driver.h"
 
 namespace glmcompile {
+namespace {
+
+Precision precision_of(const std::string& compute_type) {
+  if (compute_type == "float32") return Precision::kFloat32;
+  if (compute_type == "bfloat16" || compute_type == "int8") return Precision::kFixed16;
+  fail("attribute compute_type: expected float32, bfloat16 or int8, got ", compute_type);
+}
+
+}  // namespace
 
 VarlenAttention::VarlenAttention(const KernelInfo& info)
     : num_heads_(info.required<int64_t>("num_heads")),
       kv_num_heads_(info.attribute<int64_t>("kv_num_heads", num_heads_)),
-      scale_(info.attribute<float>("scale", 0.0f)) {
+      scale_(info.attribute<float>("scale", 0.0f)),
+      kernels_(&attention_kernels(
+          selected_isa(), Element::kFloat,
+          precision_of(info.attribute<std::string>("compute_type", "float32")))) {
   check(num_heads_ > 0 && kv_num_heads_ > 0 && num_heads_ % kv_num_heads_ == 0,
         "attribute num_heads: ", num_heads_, " is not a positive multiple of kv_num_heads ",
         kv_num_heads_);
@@ -21,6 +33,8 @@ void VarlenAttention::compute(KernelContext& context) const {
   check(query.rank() == 2 && query.dim(1) % num_heads_ == 0, "query: expected [tokens, ",
         num_heads_, " * head_size], got ", query.shape_text());
   const int64_t tokens = query.dim(0), head_size = query.dim(1) / num_heads_;
+  check(head_size > 0 && head_size % 8 == 0 && head_size <= kMaxHeadSize,
+        "query: head_size ", head_size, " is not a multiple of 8 up to ", kMaxHeadSize);
   for (const Tensor* t : {&key, &value})
     check(t->rank() == 2 && t->dim(0) == tokens && t->dim(1) == kv_num_heads_ * head_size,
           t->name(), ": expected [", tokens, ", ", kv_num_heads_ * head_size, "], got ",
@@ -35,33 +49,20 @@ void VarlenAttention::compute(KernelContext& context) const {
   check(cu[segments] == tokens, "cu_seqlens: must end with the number of tokens ", tokens,
         ", got ", cu[segments]);
 
-  float* out = context.output(0, query.shape(), 2).data<float>();
-  const float *q = query.data<float>(), *k = key.data<float>(), *v = value.data<float>();
-  const float scale = scale_ > 0 ? scale_ : 1.0f / std::sqrt(static_cast<float>(head_size));
-  const int64_t group = num_heads_ / kv_num_heads_;
-  for (int64_t s = 0; s < segments; ++s) {
-    const int64_t begin = cu[s], length = cu[s + 1] - cu[s];
-    context.parallel_for(length * num_heads_, [&](size_t task) {
-      const int64_t row = begin + task / num_heads_, head = task % num_heads_;
-      const float* q_row = q + (row * num_heads_ + head) * head_size;
-      std::vector<float> scores(length);
-      float top = -INFINITY;
-      for (int64_t j = 0; j < length; ++j) {
-        const float* k_row = k + ((begin + j) * kv_num_heads_ + head / group) * head_size;
-        float dot = 0;
-        for (int64_t d = 0; d < head_size; ++d) dot += q_row[d] * k_row[d];
-        top = std::max(top, scores[j] = dot * scale);
-      }
-      float sum = 0;
-      for (float& score : scores) sum += score = std::exp(score - top);
-      float* o_row = out + (row * num_heads_ + head) * head_size;
-      std::fill(o_row, o_row + head_size, 0.0f);
-      for (int64_t j = 0; j < length; ++j) {
-        const float* v_row = v + ((begin + j) * kv_num_heads_ + head / group) * head_size;
-        for (int64_t d = 0; d < head_size; ++d) o_row[d] += scores[j] / sum * v_row[d];
-      }
-    });
-  }
+  AttentionProblem problem{};
+  for (int64_t i = 0; i < segments; ++i)
+    problem.segments.push_back({cu[i], cu[i + 1] - cu[i], 0, cu[i + 1] - cu[i], cu[i]});
+  problem.num_heads = static_cast<int>(num_heads_);
+  problem.kv_num_heads = static_cast<int>(kv_num_heads_);
+  problem.head_size = static_cast<int>(head_size);
+  problem.scale = scale_ != 0 ? scale_ : 1.0f / std::sqrt(static_cast<float>(head_size));
+  problem.query = query.data<float>();
+  problem.query_stride = num_heads_ * head_size;
+  problem.output = context.output(0, query.shape(), 2).data<float>();
+  problem.keys = key.data<float>();
+  problem.values = value.data<float>();
+  problem.token_stride = kv_num_heads_ * head_size;
+  run_attention(context, *kernels_, problem);
 }
 
 }  // namespace glmcompile

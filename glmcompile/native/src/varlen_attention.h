@@ -1,6 +1,11 @@
 // com.glmcompile::VarlenAttention: non-causal attention inside each packed segment.
+//
+// Attribute compute_type is the least precision that the two products may be computed with:
+// "float32" (default), "bfloat16" or "int8". Where a processor has no faster way that keeps it,
+// the next better one is used.
 #pragma once
 
+#include "attention_kernels.h"
 #include "ort_abi.h"
 
 namespace glmcompile {
@@ -23,7 +28,8 @@ class VarlenAttention {
  private:
   int64_t num_heads_;
   int64_t kv_num_heads_;
-  float scale_;
+  float scale_;  // 0 = 1 / sqrt(head_size)
+  const AttentionKernels* kernels_;
 };
 
 }  // namespace glmcompile

@@ -1,0 +1,342 @@
+#include "attention_driver.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <thread>
+
+#include "scratch_buffer.h"
+
+namespace glmcompile {
+namespace {
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+constexpr int kKeyPadding = 32;  // pack_tile reads key rows in steps up to this
+// Query rows of a task: enough to amortise packing a tile of keys, few enough to balance threads.
+constexpr int kTaskRows = 128;
+// Below this many multiply-adds a call is over before other threads would have woken up.
+constexpr double kSerialWork = 4e5;
+
+// Queries [first, first + count) of one segment, for the heads that share one key/value head.
+struct Task {
+  const Segment* segment;
+  int kv_head;
+  int64_t first;
+  int count;
+  int64_t first_tile, last_tile;  // [first_tile, last_tile)
+  size_t partial = 0;             // of its first tile, when tiles are computed apart
+};
+
+// A run of one task's tiles.
+struct Unit {
+  const Task* task;
+  int64_t first_tile, last_tile;
+};
+
+// Hands out aligned pieces of one buffer.
+class Arena {
+ public:
+  explicit Arena(char* base) : base_(base) {}
+  template <class T>
+  T* take(size_t count) {
+    T* piece = reinterpret_cast<T*>(base_ + used_);
+    used_ += (count * sizeof(T) + 63) / 64 * 64;
+    return piece;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* base_;
+  size_t used_ = 0;
+};
+
+// The buffers one thread needs for a task of `rows` rows.
+struct Workspace {
+  Workspace(Arena arena, int rows, int head_size) {
+    const size_t head = padded_head(head_size);
+    queries = {arena.take<float>(rows * head), arena.take<float>(rows)};
+    tile = {arena.take<float>(kKeyTile * head), arena.take<float>(kKeyTile * head),
+            arena.take<float>(kKeyTile), arena.take<float>(head)};
+    scores = arena.take<float>(kRowBlock * kKeyTile);
+    part = {arena.take<float>(kRowBlock), arena.take<float>(kRowBlock),
+            arena.take<float>(kRowBlock * head)};
+    state = {arena.take<float>(rows), arena.take<float>(rows), arena.take<float>(rows * head)};
+    bytes = arena.used();
+  }
+  PackedQueries queries;
+  PackedTile tile;
+  float* scores;
+  SoftmaxState part, state;
+  size_t bytes;
+};
+
+class Run {
+ public:
+  Run(const KernelContext& context, const AttentionKernels& kernels,
+      const AttentionProblem& problem)
+      : context_(context),
+        kernels_(kernels),
+        p_(problem),
+        group_(problem.num_heads / problem.kv_num_heads),
+        head_(padded_head(problem.head_size)),
+        element_size_(problem.element == Element::kFloat ? 4 : 1) {}
+
+  void execute() {
+    make_tasks();
+    if (tasks_.empty()) return;
+    const size_t threads = std::max(1u, std::thread::hardware_concurrency());
+    if (work_ < kSerialWork) {
+      for (const Task& task : tasks_) run_task(task);
+    } else if (tasks_.size() >= 4 * threads || !split(4 * threads)) {
+      context_.parallel_for(tasks_.size(), [&](size_t i) { run_task(tasks_[i]); });
+    } else {
+      context_.parallel_for(units_.size(), [&](size_t i) { run_unit(units_[i]); });
+      context_.parallel_for(tasks_.size(), [&](size_t i) { fold_task(tasks_[i]); });
+    }
+  }
+
+ private:
+  void make_tasks() {
+    const int step = std::max(1, kTaskRows / group_);
+    for (const Segment& segment : p_.segments) {
+      for (int64_t first = 0; first < segment.queries; first += step) {
+        Task task{&segment, 0, first,
+                  static_cast<int>(std::min<int64_t>(step, segment.queries - first)), 0, 0};
+        const int64_t begin = first_key(segment, first);
+        const int64_t end = last_key(segment, first + task.count - 1);
+        task.first_tile = begin / kKeyTile;
+        task.last_tile = (end + kKeyTile - 1) / kKeyTile;
+        for (task.kv_head = 0; task.kv_head < p_.kv_num_heads; ++task.kv_head)
+          tasks_.push_back(task);
+        work_ += 2.0 * p_.head_size * (end - begin) * (task.count * group_ + 4.0) *
+                 p_.kv_num_heads;
+      }
+    }
+    // Longest first, so that no thread is left alone with a long task at the end.
+    auto cost = [](const Task& t) { return (t.last_tile - t.first_tile) * (t.count + 4); };
+    std::stable_sort(tasks_.begin(), tasks_.end(),
+                     [&](const Task& a, const Task& b) { return cost(a) > cost(b); });
+  }
+
+  // Cuts few long tasks into runs of tiles whose results are kept apart and folded afterwards.
+  bool split(size_t wanted) {
+    int64_t tiles = 0;
+    size_t partials = 0;
+    for (Task& task : tasks_) {
+      task.partial = partials;
+      partials += (task.last_tile - task.first_tile) * partial_size(task.count);
+      tiles += task.last_tile - task.first_tile;
+    }
+    const int64_t run = std::max<int64_t>(1, (tiles + wanted - 1) / wanted);
+    for (const Task& task : tasks_)
+      for (int64_t tile = task.first_tile; tile < task.last_tile; tile += run)
+        units_.push_back({&task, tile, std::min(tile + run, task.last_tile)});
+    if (units_.size() == tasks_.size()) return false;
+    static thread_local ScratchBuffer buffer;
+    partials_ = reinterpret_cast<float*>(buffer.reserve(partials * sizeof(float)));
+    return true;
+  }
+
+  size_t partial_size(int count) const {
+    return static_cast<size_t>(count) * group_ * (head_ + 2);
+  }
+
+  SoftmaxState partial(const Task& task, int64_t tile) const {
+    const size_t rows = static_cast<size_t>(task.count) * group_;
+    float* base =
+        partials_ + task.partial + (tile - task.first_tile) * partial_size(task.count);
+    return {base, base + rows, base + 2 * rows};
+  }
+
+  int64_t first_key(const Segment& segment, int64_t query) const {
+    if (p_.window <= 0) return 0;
+    const int64_t begin = std::max<int64_t>(0, segment.past + query + 1 - p_.window);
+    return std::min(begin, last_key(segment, query));
+  }
+  int64_t last_key(const Segment& segment, int64_t query) const {
+    return p_.causal ? std::min(segment.keys, segment.past + query + 1) : segment.keys;
+  }
+
+  Workspace workspace(const Task& task) const {
+    static thread_local ScratchBuffer buffer;
+    const int rows = task.count * group_;
+    const size_t bytes = Workspace(Arena(nullptr), rows, p_.head_size).bytes;
+    return Workspace(Arena(buffer.reserve(bytes)), rows, p_.head_size);
+  }
+
+  void run_task(const Task& task) const {
+    Workspace space = workspace(task);
+    pack_queries(task, space);
+    clear(task, space.state);
+    for (int64_t tile = task.first_tile; tile < task.last_tile; ++tile)
+      attend(task, tile, space, nullptr);
+    finish(task, space.state);
+  }
+
+  void run_unit(const Unit& unit) const {
+    Workspace space = workspace(*unit.task);
+    pack_queries(*unit.task, space);
+    for (int64_t tile = unit.first_tile; tile < unit.last_tile; ++tile) {
+      const SoftmaxState result = partial(*unit.task, tile);
+      attend(*unit.task, tile, space, &result);
+    }
+  }
+
+  void fold_task(const Task& task) const {
+    Workspace space = workspace(task);
+    clear(task, space.state);
+    for (int64_t tile = task.first_tile; tile < task.last_tile; ++tile)
+      kernels_.fold(task.count * group_, head_, partial(task, tile), space.state);
+    finish(task, space.state);
+  }
+
+  void clear(const Task& task, SoftmaxState state) const {
+    const int rows = task.count * group_;
+    std::fill_n(state.max, rows, kMinusInfinity);
+    std::fill_n(state.sum, rows, 0.0f);
+    std::fill_n(state.output, static_cast<size_t>(rows) * head_, 0.0f);
+  }
+
+  // Row r of a task is query r / group of head kv_head * group + r % group.
+  void pack_queries(const Task& task, Workspace& space) const {
+    const float* rows[kRowBlock];
+    float scale[kMaxHeadSize];
+    const float* stored = p_.key_scale;
+    if (stored != nullptr && p_.key_scale_per_channel) stored += task.kv_head * p_.head_size;
+    for (int d = 0; d < p_.head_size; ++d)
+      scale[d] = p_.scale * kLog2E *
+                 (stored == nullptr ? 1.0f : stored[p_.key_scale_per_channel ? d : 0]);
+    const int count = task.count * group_;
+    for (int first = 0; first < count; first += kRowBlock) {
+      const int block = std::min(kRowBlock, count - first);
+      for (int i = 0; i < block; ++i) {
+        const int r = first + i, head = task.kv_head * group_ + r % group_;
+        const int64_t token = task.segment->first_query + task.first + r / group_;
+        rows[i] = p_.query + token * p_.query_stride + static_cast<int64_t>(head) * p_.head_size;
+      }
+      const PackedQueries packed{static_cast<float*>(space.queries.rows) + first * head_,
+                                 space.queries.scale + first};
+      kernels_.pack_queries(rows, block, p_.head_size, scale, packed);
+    }
+  }
+
+  // Packs one tile and attends it from every row of the task. The result goes to `apart`, or is
+  // folded into the workspace's state.
+  void attend(const Task& task, int64_t tile, Workspace& space, const SoftmaxState* apart) const {
+    const Segment& segment = *task.segment;
+    const int64_t base = tile * kKeyTile;
+    const int64_t limit = last_key(segment, task.first + task.count - 1);
+    const int count = static_cast<int>(std::min<int64_t>(kKeyTile, limit - base));
+    float bias[kKeyTile];
+    const bool unmapped = pack_tile(task, base, count, space.tile, bias);
+
+    const int rows = task.count * group_;
+    for (int first = 0; first < rows; first += kRowBlock) {
+      const int block = std::min(kRowBlock, rows - first);
+      int begin[kRowBlock], end[kRowBlock];
+      bool any = false;
+      for (int i = 0; i < block; ++i) {
+        const int64_t query = task.first + (first + i) / group_;
+        begin[i] = static_cast<int>(std::max<int64_t>(0, first_key(segment, query) - base));
+        end[i] = static_cast<int>(std::min<int64_t>(count, last_key(segment, query) - base));
+        any |= begin[i] < end[i];
+      }
+      SoftmaxState result = space.part;
+      if (apart != nullptr)
+        result = {apart->max + first, apart->sum + first,
+                  apart->output + static_cast<size_t>(first) * head_};
+      if (!any) {
+        std::fill_n(result.max, block, kMinusInfinity);
+        continue;
+      }
+      const PackedQueries queries{static_cast<float*>(space.queries.rows) + first * head_,
+                                  space.queries.scale + first};
+      kernels_.attend({queries, block, p_.head_size, space.tile, begin, end,
+                       unmapped ? bias : nullptr, p_.softcap * kLog2E, space.scores, result.max,
+                       result.sum, result.output});
+      if (apart == nullptr)
+        kernels_.fold(block, head_, result,
+                      {space.state.max + first, space.state.sum + first,
+                       space.state.output + static_cast<size_t>(first) * head_});
+    }
+  }
+
+  // True when a page of the tile is unmapped; `bias` then hides its keys.
+  bool pack_tile(const Task& task, int64_t base, int count, PackedTile tile, float* bias) const {
+    alignas(64) static const char zeros[kMaxHeadSize * sizeof(float)] = {};
+    const void* keys[kKeyTile];
+    const void* values[kKeyTile];
+    const int64_t head = static_cast<int64_t>(task.kv_head) * p_.head_size;
+    const Segment& segment = *task.segment;
+    bool unmapped = false;
+    for (int i = 0; i < count; ++i) {
+      int64_t token = segment.first_key + base + i;
+      bool mapped = true;
+      if (p_.block_size > 0) {
+        const int64_t block = segment.blocks[(base + i) / p_.block_size];
+        mapped = block >= 0;
+        token = block * p_.block_size + (base + i) % p_.block_size;
+      }
+      bias[i] = mapped ? 0.0f : kMinusInfinity;
+      unmapped |= !mapped;
+      const int64_t offset = (token * p_.token_stride + head) * element_size_;
+      keys[i] = mapped ? static_cast<const char*>(p_.keys) + offset : zeros;
+      values[i] = mapped ? static_cast<const char*>(p_.values) + offset : zeros;
+    }
+    // Rows up to the padding are zero, so that a masked key never brings in NaN from old memory.
+    for (int i = count; i < kKeyTile && i % kKeyPadding != 0; ++i) {
+      keys[i] = values[i] = zeros;
+      bias[i] = kMinusInfinity;
+    }
+    const int padded = (count + kKeyPadding - 1) / kKeyPadding * kKeyPadding;
+    kernels_.pack_tile(keys, values, padded, p_.head_size, tile);
+    return unmapped;
+  }
+
+  void finish(const Task& task, SoftmaxState state) const {
+    const int rows = task.count * group_;
+    const float* scale = p_.value_scale;
+    if (scale != nullptr && p_.value_scale_per_channel) scale += task.kv_head * p_.head_size;
+    for (int r = 0; r < rows; ++r) {
+      const int head = task.kv_head * group_ + r % group_;
+      const int64_t token = task.segment->first_query + task.first + r / group_;
+      float* out = p_.output + (token * p_.num_heads + head) * p_.head_size;
+      const float* in = state.output + static_cast<size_t>(r) * head_;
+      float sum = state.sum[r], keep = 1.0f;
+      if (p_.head_sink != nullptr) {
+        // One more key with this score and a value of zero.
+        const float sink = p_.head_sink[head] * kLog2E, top = std::max(state.max[r], sink);
+        keep = std::exp2(state.max[r] - top);
+        sum = sum * keep + std::exp2(sink - top);
+      }
+      const float factor = sum > 0 ? keep / sum : (sum == 0 ? 0.0f : sum);
+      for (int d = 0; d < p_.head_size; ++d) {
+        const float stored =
+            scale == nullptr ? 1.0f : scale[p_.value_scale_per_channel ? d : 0];
+        out[d] = in[d] * factor * stored;
+      }
+    }
+  }
+
+  const KernelContext& context_;
+  const AttentionKernels& kernels_;
+  const AttentionProblem& p_;
+  const int group_;
+  const int head_;
+  const int64_t element_size_;
+  std::vector<Task> tasks_;
+  std::vector<Unit> units_;
+  double work_ = 0;
+  float* partials_ = nullptr;
+};
+
+}  // namespace
+
+void run_attention(const KernelContext& context, const AttentionKernels& kernels,
+                   const AttentionProblem& problem) {
+  Run(context, kernels, problem).execute();
+}
+
+}  // namespace glmcompile

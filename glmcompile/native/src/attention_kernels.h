@@ -1,0 +1,90 @@
+// The tile kernels of attention: one table of functions for each instruction set and precision.
+//
+// Keys are cut into tiles of kKeyTile at absolute positions of their sequence. Each tile's softmax
+// is computed relative to the tile's own maximum, then tiles are folded in ascending order. The
+// arithmetic for one query therefore never depends on which other queries, chunks, sequences or
+// threads took part: prefill in one call, chunked prefill and decode agree bit for bit.
+//
+// Scores live in the base-2 domain: packing multiplies queries by scale * log2(e).
+#pragma once
+
+#include <cstdint>
+
+#include "cpu_features.h"
+
+namespace glmcompile {
+
+inline constexpr int kKeyTile = 128;
+inline constexpr int kMaxHeadSize = 256;
+inline constexpr int kHeadPadding = 32;  // packed rows and partial outputs are padded to this
+inline constexpr int kRowBlock = 48;     // query rows that share one score buffer
+
+constexpr int padded_head(int head_size) {
+  return (head_size + kHeadPadding - 1) / kHeadPadding * kHeadPadding;
+}
+
+enum class Element { kFloat, kInt8 };
+
+// How queries, keys, probabilities and values are represented in the two products.
+enum class Precision {
+  kFloat32,
+  kFixed16,  // int16 with one scale per query, key, and value channel of a tile; exact int32 sums
+};
+
+// A packed tile of keys and values, in the layout of the table that packed it.
+struct PackedTile {
+  void* keys;          // kKeyTile * padded_head * 4 bytes
+  void* values;        // kKeyTile * padded_head * 4 bytes
+  float* key_scale;    // [kKeyTile]; fixed point only
+  float* value_scale;  // [padded_head]; fixed point only
+};
+
+struct PackedQueries {
+  void* rows;    // rows * padded_head * 4 bytes
+  float* scale;  // [rows]; fixed point only
+};
+
+struct AttendTile {
+  PackedQueries queries;  // at the first row
+  int rows;  // at most kRowBlock
+  int head_size;
+  PackedTile tile;
+  const int* begin;   // [rows] first and
+  const int* end;     // [rows] past-the-last key of the tile each row attends; begin < end for one
+  const float* bias;  // [kKeyTile] 0 or -inf (unmapped page), or null
+  float softcap;      // in the base-2 domain; 0 = none
+  float* scratch;     // [kRowBlock, kKeyTile] float
+  // Results relative to the tile's own maximum; -inf, 0, 0 for a row that attends no key.
+  float* max;     // [rows]
+  float* sum;     // [rows]
+  float* output;  // [rows, padded_head]
+};
+
+// Running state of rows over the tiles folded so far; starts as -inf, 0, 0.
+struct SoftmaxState {
+  float* max;
+  float* sum;
+  float* output;  // [rows, padded_head]
+};
+
+struct AttentionKernels {
+  // rows: `count` pointers to head_size floats, written padded_head apart; channel_scale: [head_size] multiplier.
+  void (*pack_queries)(const float* const* rows, int count, int head_size,
+                       const float* channel_scale, PackedQueries packed);
+  // key_rows, value_rows: `count` pointers to head_size elements; count is a multiple of 32.
+  void (*pack_tile)(const void* const* key_rows, const void* const* value_rows, int count,
+                    int head_size, PackedTile packed);
+  void (*attend)(const AttendTile& task);
+  void (*fold)(int rows, int padded_head, SoftmaxState tile, SoftmaxState state);
+};
+
+// The fastest table for cached elements of this type that is at least as accurate as `precision`.
+const AttentionKernels& attention_kernels(Isa isa, Element element, Precision precision);
+
+// Tables of each translation unit; only attention_kernels may name them.
+const AttentionKernels& attention_float_portable(Element element);
+const AttentionKernels& attention_float_avx2(Element element);
+const AttentionKernels& attention_float_avx512(Element element);
+const AttentionKernels& attention_fixed_avx512(Element element);
+
+}  // namespace glmcompile

@@ -1,0 +1,98 @@
+// Softmax of score tiles and folding of tiles, over a vector policy (attention_vec_*.h).
+//
+// Everything here has internal linkage: each translation unit compiles it for its own instruction
+// set, and the linker must not exchange one for another.
+#pragma once
+
+#include "attention_kernels.h"
+
+namespace glmcompile {
+namespace {
+
+constexpr float kMinusInfinity = -__builtin_inff();
+
+// 2^x for x <= 0, relative error below 2e-7; exactly 1 at 0 and exactly 0 from -127 on.
+// Minimax polynomial of degree 5 on [-1/2, 1/2].
+template <class V>
+inline typename V::F exp2(typename V::F x) {
+  x = V::max(x, V::set(-127.0f));
+  const typename V::F n = V::round(x), f = V::sub(x, n);
+  typename V::F p = V::set(1.327647198e-03f);
+  p = V::fma(p, f, V::set(9.675541334e-03f));
+  p = V::fma(p, f, V::set(5.550713274e-02f));
+  p = V::fma(p, f, V::set(2.402211972e-01f));
+  p = V::fma(p, f, V::set(6.931469671e-01f));
+  p = V::fma(p, f, V::set(1.0f));
+  return V::scale_by_pow2(p, n);
+}
+
+// cap * tanh(x / cap) for scores in the base-2 domain.
+template <class V>
+inline typename V::F soft_cap(typename V::F x, float cap) {
+  // tanh(u) = (1 - e) / (1 + e) with e = exp(-2|u|), and the sign of u.
+  const typename V::F u = V::mul(x, V::set(1.0f / cap));
+  const typename V::F size = V::max(u, V::sub(V::set(0.0f), u));
+  const typename V::F e = exp2<V>(V::mul(size, V::set(-2.8853900817779268f)));
+  const typename V::F one = V::set(1.0f);
+  const typename V::F tanh = V::div(V::sub(one, e), V::add(one, e));
+  const typename V::F sign = V::div(u, V::max(size, V::set(1e-30f)));
+  return V::mul(V::mul(tanh, sign), V::set(cap));
+}
+
+// Turns one row of scores into probabilities relative to its maximum over keys [begin, end), all
+// within [from, to), multiples of the vector width; the other keys of [from, to) get 0.
+// write(key, p) stores a vector of probabilities and returns what the row's sum shall count.
+template <class V, class Write>
+inline void softmax_row(float* scores, int from, int to, int begin, int end, const float* bias,
+                        float cap, float* max, float* sum, const Write& write) {
+  constexpr int kWidth = V::kWidth;
+  typename V::F top = V::set(kMinusInfinity);
+  for (int key = from; key < to; key += kWidth) {
+    typename V::F s = V::load(scores + key);
+    if (cap > 0) s = soft_cap<V>(s, cap);
+    if (bias != nullptr) s = V::add(s, V::load(bias + key));
+    if (key < begin || key + kWidth > end) {
+      const int low = begin - key, high = end - key;
+      const int first = low < 0 ? 0 : (low > kWidth ? kWidth : low);
+      const int last = high < 0 ? 0 : (high > kWidth ? kWidth : high);
+      s = V::keep(s, first, last);
+    }
+    V::store(scores + key, s);
+    top = V::max(top, s);
+  }
+  const float row_max = V::reduce_max(top);
+  typename V::F total = V::set(0.0f);
+  if (row_max == kMinusInfinity) {
+    for (int key = from; key < to; key += kWidth) write(key, total);
+  } else {
+    const typename V::F shift = V::set(row_max);
+    for (int key = from; key < to; key += kWidth)
+      total = V::add(total, write(key, exp2<V>(V::sub(V::load(scores + key), shift))));
+  }
+  *max = row_max;
+  *sum = V::reduce_add(total);
+}
+
+template <class V>
+void fold_tile(int rows, int head, SoftmaxState tile, SoftmaxState state) {
+  for (int r = 0; r < rows; ++r) {
+    if (tile.max[r] == kMinusInfinity) continue;
+    float* out = state.output + static_cast<long>(r) * head;
+    const float* in = tile.output + static_cast<long>(r) * head;
+    const float top = tile.max[r] > state.max[r] ? tile.max[r] : state.max[r];
+    // exp2 of lanes holding the two shifts; -inf - top is -inf and gives 0.
+    float factor[V::kWidth];
+    V::store(factor, exp2<V>(V::set(state.max[r] - top)));
+    const float keep_old = factor[0];
+    V::store(factor, exp2<V>(V::set(tile.max[r] - top)));
+    const float keep_new = factor[0];
+    state.max[r] = top;
+    state.sum[r] = state.sum[r] * keep_old + tile.sum[r] * keep_new;
+    const typename V::F a = V::set(keep_old), b = V::set(keep_new);
+    for (int d = 0; d < head; d += V::kWidth)
+      V::store(out + d, V::fma(V::load(in + d), b, V::mul(V::load(out + d), a)));
+  }
+}
+
+}  // namespace
+}  // namespace glmcompile
