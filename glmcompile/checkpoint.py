@@ -29,7 +29,7 @@ ROWS_BYTES = 16 << 20  # how much of a tensor is converted to float32 at a time
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A weight where it lies: the shard, its name there, its type and shape. Nothing is read yet."""
+    """A weight where it lies: shard, name there, type and shape. Nothing is read yet."""
 
     file: Path
     key: str
@@ -40,7 +40,7 @@ class StoredTensor:
 class Checkpoint:
     """A validated checkpoint directory. Made by `open_checkpoint`.
 
-    config: config.json with transformers' defaults filled in.
+    architecture: name of the transformers class; config: its configuration, defaults filled in.
     parameters: parameter name in the transformers module -> where its value is stored. A tied
         parameter (lm_head sharing the embedding) has no entry of its own; see `tied`.
     tied: name of each tied parameter -> name of the parameter it shares.
@@ -50,6 +50,7 @@ class Checkpoint:
         self,
         path: Path,
         family: Family,
+        architecture: str,
         config: transformers.PreTrainedConfig,
         model: ModelConfig,
         parameters: dict[str, StoredTensor],
@@ -57,6 +58,7 @@ class Checkpoint:
     ) -> None:
         self.path = path
         self.family = family
+        self.architecture = architecture
         self.config = config
         self.model = model
         self.parameters = parameters
@@ -66,7 +68,7 @@ class Checkpoint:
     @property
     def model_class(self) -> type[transformers.PreTrainedModel]:
         """transformers' class for the checkpoint's architecture."""
-        return getattr(transformers, self.config.architectures[0])
+        return getattr(transformers, self.architecture)
 
     def tensor(self, name: str) -> torch.Tensor:
         """A parameter as stored (bfloat16, float16 or float32); its pages are read when used."""
@@ -127,7 +129,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             "checkpoint (config.json, model.safetensors, tokenizer.json)"
         )
     config_json = _read_json(directory / "config.json")
-    family = family_for(config_json)
+    family, architecture = family_for(config_json), config_json["architectures"][0]
     if config_json.get("quantization_config"):
         method = config_json["quantization_config"].get("quant_method", "unknown")
         raise CheckpointError(
@@ -135,14 +137,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             "give the original checkpoint in bfloat16, float16 or float32"
         )
     _read_json(directory / "tokenizer.json")
-    config = _load_config(directory, config_json["architectures"][0])
+    config = _load_config(directory, architecture)
     model = family.model_config(
         config.to_dict(),
         _processor_config(directory) if family.modules.vision else None,
         _read_json(directory / "generation_config.json", optional=True),
     )
-    parameters, tied = _locate_parameters(directory, config, _stored_tensors(directory))
-    return Checkpoint(directory, family, config, model, parameters, tied)
+    parameters, tied = _locate_parameters(directory, architecture, config)
+    return Checkpoint(directory, family, architecture, config, model, parameters, tied)
 
 
 def _read_json(file: Path, optional: bool = False) -> dict[str, Any]:
@@ -169,7 +171,6 @@ def _load_config(directory: Path, architecture: str) -> transformers.PreTrainedC
         raise CheckpointError(
             f"{directory / 'config.json'} does not describe a {architecture}: {error}"
         ) from error
-    config.architectures = [architecture]
     return config
 
 
@@ -192,12 +193,12 @@ def _stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     if index.is_file():
         shards = _shards_of_index(index)
     elif (directory / SINGLE_FILE).is_file():
-        shards = {SINGLE_FILE: None}
+        shards = {SINGLE_FILE: []}
     else:
         pickled = sorted(f.name for f in directory.iterdir() if f.suffix in PICKLE_SUFFIXES)
         if pickled:
             raise CheckpointError(
-                f"{directory} holds only pickled weights ({', '.join(pickled)}), which are refused: "
+                f"{directory} has only pickled weights ({', '.join(pickled)}), which are refused: "
                 "loading a pickle can run any code in it. Convert a checkpoint that you trust with "
                 "transformers' `save_pretrained`, which writes safetensors, and give that directory"
             )
@@ -205,7 +206,7 @@ def _stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for shard, expected in shards.items():
         found = _tensors_of_file(directory / shard)
-        for key in expected or ():
+        for key in expected:
             if key not in found:
                 raise CheckpointError(
                     f"{directory / shard} lacks the tensor {key} that {INDEX_FILE} places there; "
@@ -215,20 +216,21 @@ def _stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _shards_of_index(index: Path) -> dict[str, list[str] | None]:
+def _shards_of_index(index: Path) -> dict[str, list[str]]:
+    """Names of the tensors that the index places in each shard; every shard exists."""
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map naming the shard of each tensor")
-    shards: dict[str, list[str] | None] = {}
+    shards: dict[str, list[str]] = {}
     for key, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise CheckpointError(f"{index} places {key} in {shard!r}; expected a file name")
-        (shards.setdefault(shard, []) or shards[shard]).append(key)  # type: ignore[union-attr]
+        shards.setdefault(shard, []).append(key)
     for shard in sorted(shards):
         if not (index.parent / shard).is_file():
             raise CheckpointError(
-                f"{index.parent / shard} is missing: shard {sorted(shards).index(shard) + 1} of "
-                f"{len(shards)} that {INDEX_FILE} names; fetch the checkpoint again"
+                f"{index.parent / shard} is missing, one of the {len(shards)} shards that "
+                f"{INDEX_FILE} names; fetch the checkpoint again"
             )
     return shards
 
@@ -250,11 +252,12 @@ def _tensors_of_file(file: Path) -> dict[str, StoredTensor]:
 
 
 def _locate_parameters(
-    directory: Path, config: transformers.PreTrainedConfig, stored: dict[str, StoredTensor]
+    directory: Path, architecture: str, config: transformers.PreTrainedConfig
 ) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Match the stored tensors to the module's parameters, under transformers' own renamings."""
+    stored = _stored_tensors(directory)
     with torch.device("meta"):
-        model = getattr(transformers, config.architectures[0])._from_config(config)
+        model = getattr(transformers, architecture)._from_config(config)
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     conversions = get_model_conversion_mapping(model)
     renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
@@ -282,7 +285,7 @@ def _locate_parameters(
         if name not in parameters:
             raise CheckpointError(
                 f"{directory} has no tensor for {name} {list(shape)}; "
-                f"it is not a whole {config.architectures[0]} checkpoint"
+                f"it is not a whole {architecture} checkpoint"
             )
         if parameters[name].shape != shape:
             raise CheckpointError(

@@ -47,6 +47,7 @@ def paged_attention(
     _, heads, tokens, head_size = query.shape
     kv_heads = key.shape[1]
     layer = module.layer_idx
+    assert isinstance(layer, int)
     output = torch.onnx.ops.symbolic(
         "com.microsoft::PagedAttention",
         (

@@ -46,6 +46,7 @@ def _rewrite(graph: ir.Graph, conv: ir.Node) -> bool:
             return False
         # Axis i of the convolution's input is axis order[i] of the stored one.
         permutation = [0, *(order.index(axis) for axis in range(1, len(order)))]
+        assert transpose.inputs[0] is not None
         x = transpose.inputs[0]
     flattened = (kernel[0], math.prod(kernel[1:]))
     weight.const_value = weight.const_value.reshaped(flattened, permutation)
@@ -83,7 +84,7 @@ def _as_rows(graph: ir.Graph, before: ir.Node, x: ir.Value, width: int) -> ir.Va
             return source.inputs[0]
     target = ir.node("Constant", [], {"value": ir.tensor(np.array([-1, width], np.int64))})
     reshape = ir.node("Reshape", [x, target.outputs[0]])
-    reshape.outputs[0].dtype = x.dtype
+    reshape.outputs[0].type = x.type
     leading = x.shape[0] if x.shape is not None else None
     reshape.outputs[0].shape = ir.Shape([leading, width])
     graph.insert_before(before, [target, reshape])

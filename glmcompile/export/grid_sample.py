@@ -44,11 +44,16 @@ def _rewrite(graph: ir.Graph, sample: ir.Node) -> bool:
     if image.shape is None or table.shape is None or last is None or not table.is_initializer():
         return False
     height, width = image.shape[2], image.shape[3]
-    if height != width or table.shape[0] != height * width or len(points.shape or ()) != 2:
+    if (
+        not isinstance(height, int)
+        or height != width
+        or table.shape[0] != height**2
+        or len(points.shape or ()) != 2
+    ):
         return False
 
     tape = ir.tape.Tape()
-    weights = _axis_weights(tape, points, int(height))
+    weights = _axis_weights(tape, points, height)
     # Points are (x, y), the table is row by row: y picks the row.
     columns, rows = (
         tape.op("Gather", [weights, _constant(tape, axis)], attributes={"axis": 1})
@@ -61,7 +66,7 @@ def _rewrite(graph: ir.Graph, sample: ir.Node) -> bool:
             tape.op("Unsqueeze", [columns, _constant(tape, [1])]),
         ],
     )
-    flat = tape.op("Reshape", [product, _constant(tape, [-1, height * width])])
+    flat = tape.op("Reshape", [product, _constant(tape, [-1, height**2])])
     result = tape.op("MatMul", [flat, table])
     old = last.outputs[0]
     result.name, result.type, result.shape = old.name, old.type, old.shape

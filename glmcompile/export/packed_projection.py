@@ -34,7 +34,9 @@ def _rewrite(graph: ir.Graph, transpose: ir.Node) -> bool:
     packed, shape = reshape.inputs[0], reshape.outputs[0].shape
     if shape is None or packed.shape is None or len(packed.shape) != 2:
         return False
-    count, heads, size = (int(side) for side in shape[1:])
+    if not all(isinstance(side, int) for side in shape[1:]):
+        return False
+    count, heads, size = (side for side in shape[1:] if isinstance(side, int))
     parts = [_part(use.node) for use in transpose.outputs[0].uses()]
     found = sorted((part for part in parts if part is not None), key=lambda part: part[0])
     if [index for index, _ in found] != list(range(count)) or len(parts) != count:
@@ -46,7 +48,7 @@ def _rewrite(graph: ir.Graph, transpose: ir.Node) -> bool:
     target.outputs[0].const_value = target.attributes["value"].as_tensor()
     graph.insert_before(transpose, [split, target])
     for output, (_, squeeze) in zip(split.outputs, found, strict=True):
-        output.dtype, output.shape = packed.dtype, ir.Shape([packed.shape[0], heads * size])
+        output.type, output.shape = packed.type, ir.Shape([packed.shape[0], heads * size])
         part = ir.node("Reshape", [output, target.outputs[0]])
         old, new = squeeze.outputs[0], part.outputs[0]
         new.name, new.type, new.shape = old.name, old.type, old.shape

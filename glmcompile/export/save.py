@@ -55,7 +55,7 @@ class _WeightsWriter:
             offset,
             length,
             tensor.dtype,
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.shape.numpy()),
             name=str(value.name),
             base_dir=directory,
         )
