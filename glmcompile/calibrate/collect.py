@@ -42,7 +42,7 @@ def collect(
         except InputError as error:
             raise CalibrationError(f"calibration sample {done}: {error}") from error
         keep = max(max_tokens, _end_of_images(token_ids, model))
-        outputs = forward(token_ids[:keep], images, rows=[len(token_ids[:keep]) - 1])
+        outputs = forward(token_ids[:keep], images, rows=range(len(token_ids[:keep]))[-16:])
         for name, value in outputs.items():
             if name.startswith(PREFIX):
                 label = name.removeprefix(PREFIX)

@@ -72,12 +72,12 @@ def check_parity(
     if checkpoint.model.vision is not None:
         features = reference.vision_features(checkpoint, samples)
         session = open_session(directory / "vision_encoder.onnx")
-        [actual] = session.run(None, _vision_inputs(checkpoint, samples))
+        [actual] = session.run(["image_features"], _vision_inputs(checkpoint, samples))
         expected = np.concatenate(features)
         differences.append(compare("vision_encoder", "image_features", expected, actual))
     embeds = reference.embeddings(checkpoint, samples, features)
     session = open_session(directory / "embedding.onnx")
-    [actual] = session.run(None, _embedding_inputs(checkpoint, samples, features))
+    [actual] = session.run(["inputs_embeds"], _embedding_inputs(checkpoint, samples, features))
     differences.append(compare("embedding", "inputs_embeds", np.concatenate(embeds), actual))
 
     logits = reference.logits(checkpoint, samples, embeds)

@@ -92,5 +92,8 @@ def last_axis_slice(value: ir.Value | None) -> LastAxisSlice | None:
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:
-    """Let every consumer of `old`, the graph's outputs included, read `new`."""
+    """Let every consumer of `old` read `new`, which also takes its name as a graph output."""
+    if old.is_graph_output():
+        name, old.name = old.name, f"{old.name}.replaced"
+        new.name = name
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
+from glmcompile.errors import CalibrationError
 from glmcompile.passes.fuse_epilogue import FuseEpilogue
 from glmcompile.passes.matching import DOMAIN, replace
 from glmcompile.quantize.packing import interleave_gate_up, packed_shape
@@ -31,7 +32,8 @@ def quantize_models(
     """Quantize every component in place, as the recipe says.
 
     statistics: largest magnitude per channel, by observation name (see calibrate.observe).
-    Returns the scheme each linear layer got, by layer name.
+    Returns the scheme each linear layer got, by layer name. Raises CalibrationError for a layer that
+    the samples never reached.
     """
     quantized: dict[str, str] = {}
     embedding = models["embedding"]
@@ -55,6 +57,14 @@ def quantize_models(
     return quantized
 
 
+def _observed(statistics: Statistics, name: str) -> NDArray[np.float32]:
+    if name not in statistics:
+        raise CalibrationError(
+            f"no calibration sample reached {name}; a model with images needs samples with images."
+        )
+    return statistics[name]
+
+
 def _scheme(recipe: Recipe, layer: str) -> object:
     # A merged layer, `attn.q_proj+k_proj+v_proj`, is asked for by its first part.
     return recipe.scheme_for(layer.split("+")[0])
@@ -71,7 +81,8 @@ def _convert_linear(
     swiglu = activation == "swiglu"
     # A weight that the embedding reads, too, has to keep its channels' scales.
     smoothing = 0.0 if shared else scheme.smoothing
-    read = _reader(weight, statistics.get(f"{node.name}.input"), smoothing, swiglu)
+    absmax = _observed(statistics, f"{node.name}.input") if smoothing else None
+    read = _reader(weight, absmax, smoothing, swiglu)
     initializers = _weight_initializers(model.graph, weight, read)
     tape = ir.tape.Tape(model.graph)
     if smoothing:
@@ -216,7 +227,7 @@ def _convert_cache(model: ir.Model, statistics: Statistics) -> None:
             ("key", KEY_CACHE, K_SCALE),
             ("value", VALUE_CACHE, V_SCALE),
         ):
-            absmax = statistics[f"{name}.{layer}"]
+            absmax = _observed(statistics, f"{name}.{layer}")
             scale = np.maximum(absmax, 1e-6).reshape(heads, 1, -1) / np.float32(127)
             label = f"{name}_cache.{layer}.scale"
             value = ir.Value(
