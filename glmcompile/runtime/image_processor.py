@@ -80,7 +80,7 @@ class ImageProcessor:
             )
         )
         digest = hashlib.sha256(f"{new_height}x{new_width}:".encode())
-        digest.update(np.ascontiguousarray(resized))
+        digest.update(resized.tobytes())
         side = self._vision.patch_size
         grid_thw = (1, new_height // side, new_width // side)
         return ProcessedImage(resized, grid_thw, digest.digest(), self)

@@ -105,7 +105,9 @@ class PromptBuilder:
         """
         if not messages:
             raise InputError("messages is empty; give at least one message")
-        given, sources, result = iter(images), [], []
+        given = iter(images)
+        sources: list[Any] = []
+        result: list[dict[str, Any]] = []
         for index, message in enumerate(messages):
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
                 raise InputError(f"messages[{index}]: expected a mapping with `role` and `content`")

@@ -9,7 +9,7 @@ temperature, top-k (ties with the k-th kept), top-p on what is left, renormalise
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +41,7 @@ class SamplingState:
     """
 
     def __init__(
-        self, params: SamplingParams, prompt_ids: Sequence[int], end_ids: Sequence[int]
+        self, params: SamplingParams, prompt_ids: Sequence[int], end_ids: Collection[int]
     ) -> None:
         """end_ids: tokens that end the answer, masked until it has min_tokens."""
         self.params = params

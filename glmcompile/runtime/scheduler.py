@@ -38,8 +38,11 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. Raises InputError when its prompt can never fit into the cache."""
+    def fit(self, sequence: Sequence) -> None:
+        """Shorten the answer to what the cache can hold; reads constants only, from any thread.
+
+        Raises InputError when the prompt alone can never fit.
+        """
         capacity = self._blocks.num_blocks * self._blocks.block_size
         if len(sequence) > capacity:
             raise InputError(
@@ -48,6 +51,9 @@ class Scheduler:
             )
         # The last token of an answer is never fed back, so it takes no room.
         sequence.max_tokens = min(sequence.max_tokens, capacity - sequence.num_prompt_tokens + 1)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence that fits."""
         self.waiting.append(sequence)
 
     def schedule(self) -> list[Chunk]:

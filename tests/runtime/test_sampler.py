@@ -34,10 +34,12 @@ def naive_distribution(
     weights = {id: np.exp(score - largest) for id, score in scores.items()}
     total = sum(weights.values())
     kept: dict[int, float] = {}
+    reached = 0.0
     for id in sorted(weights, key=lambda id: (-weights[id], id)):
-        if kept and sum(kept.values()) >= top_p:
+        if reached >= top_p and top_p < 1:
             break
         kept[id] = weights[id] / total
+        reached += kept[id]
     total = sum(kept.values())
     return {id: weight / total for id, weight in kept.items()}
 

@@ -120,13 +120,13 @@ def test_a_shared_prefix_is_not_computed_again() -> None:
 def test_a_prompt_larger_than_the_cache_is_refused_with_both_numbers() -> None:
     policy = scheduler(num_blocks=4)
     with pytest.raises(InputError, match="17 tokens but the KV cache holds 16"):
-        policy.add(sequence(range(17)))
-    assert not policy.has_work
+        policy.fit(sequence(range(17)))
 
 
 def test_an_answer_ends_where_the_cache_does() -> None:
     policy = scheduler(num_blocks=4)
     item = sequence(range(14), max_tokens=100)
+    policy.fit(item)
     policy.add(item)
     while policy.has_work:
         step(policy)
@@ -173,6 +173,7 @@ def test_every_request_finishes_in_any_mixture(
         while arrivals and arrivals[0][3] <= tick:
             length, answer, token, _ = arrivals.pop(0)
             items.append(sequence([token] * length, max_tokens=answer))
+            policy.fit(items[-1])
             policy.add(items[-1])
         if not policy.has_work and not arrivals:
             break

@@ -1,0 +1,247 @@
+"""Runs the component graphs: packs a step's tokens, binds buffers and caches, returns logits."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from glmcompile.config import ModelConfig
+from glmcompile.errors import ArtifactError
+from glmcompile.families import Family
+from glmcompile.runtime.image_processor import ProcessedImage
+from glmcompile.runtime.kv_cache import KVCacheShape
+from glmcompile.runtime.sequence import Chunk
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest step: tokens and sequences in it, and blocks of one sequence."""
+
+    max_tokens: int
+    max_sequences: int
+    max_blocks_per_sequence: int
+
+
+class ModelRunner:
+    """Owns the sessions, the KV pools and every buffer a step needs.
+
+    Buffers are allocated once, for the largest step, and bound to the graphs by address: a step
+    copies its integers in and reads logits in place. ONNX Runtime keeps no reference to bound
+    memory, so this object does.
+    """
+
+    def __init__(
+        self,
+        sessions: Mapping[str, ort.InferenceSession],
+        family: Family,
+        model: ModelConfig,
+        cache: KVCacheShape,
+        num_blocks: int,
+        limits: Limits,
+        encoder_cache_bytes: int,
+    ) -> None:
+        self._vision = sessions.get("vision_encoder")
+        self._embedding = _Binding(sessions["embedding"])
+        self._decoder = _Binding(sessions["decoder"])
+        self._family = family
+        self._model = model
+        self._encoder_cache = EncoderCache(encoder_cache_bytes)
+        tokens, sequences = limits.max_tokens, limits.max_sequences
+        self._input_ids = np.empty(tokens, np.int64)
+        self._embeds = np.empty(tokens * model.hidden_size, np.float32)
+        self._positions = np.empty(model.position_axes * tokens, np.int64)
+        self._cumulative = np.zeros(sequences + 1, np.int32)
+        self._past = np.empty(sequences, np.int32)
+        self._table = np.empty(sequences * limits.max_blocks_per_sequence, np.int32)
+        self._rows = np.empty(sequences, np.int64)
+        self._logits = np.empty(sequences * model.vocab_size, np.float32)
+        for layer in range(cache.num_layers):
+            for kind in ("key", "value"):
+                self._decoder.input(f"{kind}_cache.{layer}", cache.pool(num_blocks))
+
+    def run(self, chunks: Sequence[Chunk]) -> tuple[NDArray[np.float32], list[float]]:
+        """Compute a step: fill the chunks' cache slots and give the logits of those that sample.
+
+        Returns logits float32 [chunks that sample, vocab], which the next call overwrites, and the
+        seconds each chunk spent in the vision encoder.
+        """
+        total = self._pack(chunks)
+        features, feature_rows, seconds = self._image_features(chunks)
+        embeds = self._embeds[: total * self._model.hidden_size].reshape(total, -1)
+        self._embedding.input("input_ids", self._input_ids[:total])
+        if self._vision is not None:
+            self._embedding.input("image_features", features)
+            self._embedding.input("image_token_indices", feature_rows)
+        self._embedding.output("inputs_embeds", embeds)
+        self._embedding.run()
+        self._decoder.input("inputs_embeds", embeds)
+        rows = sum(chunk.samples for chunk in chunks)
+        logits = self._logits[: rows * self._model.vocab_size].reshape(rows, -1)
+        self._decoder.output("logits", logits)
+        self._decoder.run()
+        return logits, seconds
+
+    def encode(self, image: ProcessedImage) -> NDArray[np.float32]:
+        """Image features float32 [image tokens, hidden], from the cache where it has them.
+
+        One image per call: the result then depends on nothing but the image.
+        """
+        features = self._encoder_cache.get(image.digest)
+        if features is None:
+            assert self._vision is not None
+            assert self._family.vision_inputs is not None
+            assert self._model.vision is not None
+            grid = np.array([image.grid_thw], np.int64)
+            inputs: dict[str, NDArray[Any]] = dict(
+                self._family.vision_inputs(grid, self._model.vision)
+            )
+            inputs["pixel_values"] = image.pixel_values
+            (features,) = self._vision.run(["image_features"], inputs)
+            self._encoder_cache.put(image.digest, features)
+        return features
+
+    def clear_encoder_cache(self) -> None:
+        self._encoder_cache.clear()
+
+    def _pack(self, chunks: Sequence[Chunk]) -> int:
+        """Write the decoder's integer inputs; returns the number of packed tokens."""
+        total = sum(chunk.count for chunk in chunks)
+        axes = self._model.position_axes
+        positions = self._positions[: axes * total].reshape(axes, total)
+        width = max(len(chunk.sequence.block_table) for chunk in chunks)
+        table = self._table[: len(chunks) * width].reshape(len(chunks), width)
+        table.fill(-1)
+        row = sampled = 0
+        for index, chunk in enumerate(chunks):
+            sequence, end = chunk.sequence, row + chunk.count
+            self._input_ids[row:end] = sequence.token_ids[chunk.start : chunk.end]
+            prompt = min(max(sequence.num_prompt_tokens - chunk.start, 0), chunk.count)
+            positions[:, row : row + prompt] = sequence.positions[
+                :, chunk.start : chunk.start + prompt
+            ]
+            if prompt < chunk.count:
+                answer = np.arange(chunk.start + prompt, chunk.end) + sequence.position_offset
+                positions[:, row + prompt : end] = answer
+            table[index, : len(sequence.block_table)] = sequence.block_table
+            self._past[index] = chunk.start
+            self._cumulative[index + 1] = end
+            if chunk.samples:
+                self._rows[sampled] = end - 1
+                sampled += 1
+            row = end
+        self._decoder.input("position_ids", positions if axes > 1 else positions[0])
+        self._decoder.input("block_table", table)
+        self._decoder.input("past_seqlens", self._past[: len(chunks)])
+        self._decoder.input("cumulative_sequence_length", self._cumulative[: len(chunks) + 1])
+        self._decoder.input("logits_indices", self._rows[:sampled])
+        return total
+
+    def _image_features(
+        self, chunks: Sequence[Chunk]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], list[float]]:
+        """Features of the image tokens in the chunks, their packed rows, and encoding seconds."""
+        parts: list[NDArray[np.float32]] = []
+        rows: list[NDArray[np.int64]] = []
+        seconds: list[float] = []
+        offset = 0
+        for chunk in chunks:
+            spent = 0.0
+            for span in chunk.sequence.images:
+                start, end = max(span.start, chunk.start), min(span.end, chunk.end)
+                if start >= end:
+                    continue
+                began = time.perf_counter()
+                features = self.encode(span.image)
+                spent += time.perf_counter() - began
+                parts.append(features[start - span.start : end - span.start])
+                first = offset + start - chunk.start
+                rows.append(np.arange(first, first + end - start))
+            seconds.append(spent)
+            offset += chunk.count
+        if not parts:
+            return np.empty((0, self._model.hidden_size), np.float32), _NO_ROWS, seconds
+        if len(parts) == 1:
+            return parts[0], rows[0], seconds
+        return np.concatenate(parts), np.concatenate(rows), seconds
+
+
+_NO_ROWS = np.empty(0, np.int64)
+
+
+class EncoderCache:
+    """Image features by image digest; the least recently used go when there are too many bytes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._features: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
+
+    def get(self, digest: bytes) -> NDArray[np.float32] | None:
+        features = self._features.get(digest)
+        if features is not None:
+            self._features.move_to_end(digest)
+        return features
+
+    def put(self, digest: bytes, features: NDArray[np.float32]) -> None:
+        """Keep features. The newest stay, whatever their size: later chunks want them again."""
+        self._features[digest] = features
+        self._bytes += features.nbytes
+        while self._bytes > self._max_bytes and len(self._features) > 1:
+            _, oldest = self._features.popitem(last=False)
+            self._bytes -= oldest.nbytes
+
+    def clear(self) -> None:
+        self._features.clear()
+        self._bytes = 0
+
+
+class _Binding:
+    """One session's I/O binding, which keeps what it binds alive and rebinds only what changed."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+        self._binding = session.io_binding()
+        self._bound: dict[str, NDArray[Any]] = {}
+
+    def input(self, name: str, array: NDArray[Any]) -> None:
+        if self._unchanged(name, array):
+            return
+        self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._bound[name] = array
+
+    def output(self, name: str, array: NDArray[Any]) -> None:
+        if self._unchanged(name, array):
+            return
+        self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._bound[name] = array
+
+    def run(self) -> None:
+        self._session.run_with_iobinding(self._binding)
+
+    def _unchanged(self, name: str, array: NDArray[Any]) -> bool:
+        """Whether the graph already reads or writes this very memory in this shape."""
+        bound = self._bound.get(name)
+        return (
+            bound is not None
+            and bound.shape == array.shape
+            and bound.ctypes.data == array.ctypes.data
+        )
+
+
+def cache_dtype(decoder: ort.InferenceSession) -> np.dtype[Any]:
+    """The element type of the decoder's KV pools. Raises ArtifactError for one not known."""
+    for node in decoder.get_inputs():
+        if node.name == "key_cache.0":
+            if node.type in _DTYPES:
+                return np.dtype(_DTYPES[node.type])
+            raise ArtifactError(f"the decoder's KV cache is of {node.type}; expected float or int8")
+    raise ArtifactError("the decoder has no input key_cache.0; compile the checkpoint again")
