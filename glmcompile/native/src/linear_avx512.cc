@@ -19,7 +19,8 @@ inline __m512i broadcast4(const std::uint8_t* p) {
 // tile [rows][32] = `rows` rows of uint8 times `blocks` blocks of 16 channels.
 template <int rows, int blocks>
 void multiply_tile(const std::uint8_t* a, std::int64_t stride, const std::int8_t* w,
-                   std::int64_t block_bytes, std::int64_t k_blocks, std::int32_t* tile) {
+                   std::int64_t block_bytes, std::int64_t k_blocks, WeightsAhead& ahead,
+                   std::int32_t* tile) {
   __m512i acc[rows][blocks];
 #pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
@@ -44,6 +45,7 @@ void multiply_tile(const std::uint8_t* a, std::int64_t stride, const std::int8_t
         for (int j = 0; j < blocks; ++j) acc[r][j] = _mm512_dpbusd_epi32(acc[r][j], q, b[j]);
       }
     }
+    ahead.step();
     w += kBlockK * kBlockN;
 #pragma GCC unroll 4
     for (int g = 0; g < groups; ++g) base[g] += kBlockK;
@@ -57,10 +59,7 @@ void multiply_tile(const std::uint8_t* a, std::int64_t stride, const std::int8_t
   }
 }
 
-using MultiplyTile = void (*)(const std::uint8_t*, std::int64_t, const std::int8_t*, std::int64_t,
-                              std::int64_t, std::int32_t*);
-
-constexpr MultiplyTile kMultiplyTile[kTileRows][kTileBlocks] = {
+constexpr decltype(&multiply_tile<1, 1>) kMultiplyTile[kTileRows][kTileBlocks] = {
     {multiply_tile<1, 1>, multiply_tile<1, 2>},   {multiply_tile<2, 1>, multiply_tile<2, 2>},
     {multiply_tile<3, 1>, multiply_tile<3, 2>},   {multiply_tile<4, 1>, multiply_tile<4, 2>},
     {multiply_tile<5, 1>, multiply_tile<5, 2>},   {multiply_tile<6, 1>, multiply_tile<6, 2>},
@@ -74,8 +73,8 @@ struct TileAvx512 {
 
   static void multiply(const std::uint8_t* a, std::int64_t stride, std::int64_t rows,
                        const std::int8_t* w, std::int64_t block_bytes, std::int64_t blocks,
-                       std::int64_t k_blocks, std::int32_t* tile) {
-    kMultiplyTile[rows - 1][blocks - 1](a, stride, w, block_bytes, k_blocks, tile);
+                       std::int64_t k_blocks, WeightsAhead& ahead, std::int32_t* tile) {
+    kMultiplyTile[rows - 1][blocks - 1](a, stride, w, block_bytes, k_blocks, ahead, tile);
   }
 };
 

@@ -4,11 +4,51 @@
 #include "linear_epilogue.h"
 
 namespace glmcompile {
+// Internal linkage: each instruction set's translation unit must keep its own copy.
+namespace {
+
+// Weights of one pass over the rows: they stay in the L2 cache beside the activations.
+constexpr std::int64_t kGroupBytes = 256 << 10;
+
+// __builtin_prefetch asks for a line to write only with a compiler flag of its own.
+inline void prefetch_write(const void* at) {
+#if defined(__x86_64__)
+  __asm__ volatile("prefetchw %0" ::"m"(*static_cast<const char*>(at)));
+#else
+  __builtin_prefetch(at, 1);
+#endif
+}
+
+// Weights to prefetch while others are multiplied: the group after this one, spread evenly over
+// the blocks of 64 k, so that no pass over the rows waits for memory. Runs beyond the last weight
+// into whatever follows, which is harmless: prefetches do not fault.
+struct WeightsAhead {
+  const std::int8_t* at;
+  std::int64_t lines_per_block;  // cache lines to prefetch per block of 64 k
+
+  void step() {
+    for (std::int64_t i = 0; i < lines_per_block; ++i) __builtin_prefetch(at + i * 64, 0, 2);
+    at += lines_per_block * 64;
+  }
+};
+
+// Claims the cache lines of a tile's outputs while the tile is multiplied.
+inline void prefetch_outputs(const LinearProblem& p, std::int64_t row, std::int64_t rows,
+                             std::int64_t block) {
+  const bool halved = p.activation == Activation::kSwiglu;
+  const float* at = p.output + row * p.output_width + block * (halved ? kBlockN / 2 : kBlockN);
+  for (std::int64_t r = 0; r < rows; ++r, at += p.output_width) {
+    prefetch_write(at);
+    if (!halved) prefetch_write(at + kBlockN);
+  }
+}
+
+}  // namespace
 
 // Tile provides kRows (the height of its register tile) and
-//   multiply(a, stride, rows, w, block_bytes, blocks, k_blocks, tile):
-//     tile [rows][32] int32 = rows of quantized activations times `blocks` (1 or 2) weight blocks.
-// Each pair of weight blocks is read once for all rows; V finishes the tile.
+//   multiply(a, stride, rows, w, block_bytes, blocks, k_blocks, ahead, tile):
+//     tile [rows][32] int32 = rows of quantized activations times `blocks` (1 or 2) weight blocks;
+// it may call ahead.step() once per block of 64 k. V finishes the tile.
 template <class V, class Tile>
 void multiply_tiles(const LinearProblem& p, std::int64_t row_begin, std::int64_t row_end,
                     std::int64_t block_begin, std::int64_t block_end) {
@@ -17,14 +57,28 @@ void multiply_tiles(const LinearProblem& p, std::int64_t row_begin, std::int64_t
   if (row_tiles == 0) return;
   // Tiles of even height: a last tile of one row would waste most of the registers.
   const std::int64_t height = ceil_div(row_end - row_begin, row_tiles);
-  for (std::int64_t block = block_begin; block < block_end; block += 2) {
-    const std::int64_t blocks = block_end - block < 2 ? 1 : 2;
-    const std::int8_t* w = p.weight + block * p.block_bytes();
+  // Rows outside, blocks inside: a row's outputs are written side by side. With few rows the
+  // weights are only passing by, and a small group keeps the prefetch near.
+  std::int64_t group = 2;
+  if (row_tiles > 2 && kGroupBytes / p.block_bytes() > 2) {
+    group = kGroupBytes / p.block_bytes() / 2 * 2;
+  }
+  // One or two rows are nothing but a stream, which the processor's own prefetcher follows.
+  const std::int64_t lines_per_block =
+      row_end - row_begin <= 2 ? 0 : ceil_div(2 * kBlockN * kBlockK / 64, row_tiles);
+  for (std::int64_t first = block_begin; first < block_end; first += group) {
+    const std::int64_t last = first + group < block_end ? first + group : block_end;
+    WeightsAhead ahead{p.weight + last * p.block_bytes(), lines_per_block};
     for (std::int64_t row = row_begin; row < row_end; row += height) {
       const std::int64_t rows = row_end - row < height ? row_end - row : height;
-      Tile::multiply(p.rows + row * p.row_stride, p.row_stride, rows, w, p.block_bytes(), blocks,
-                     p.k_blocks, tile);
-      finish_tile<V>(p, tile, 2 * kBlockN, row, rows, block, blocks);
+      const std::uint8_t* a = p.rows + row * p.row_stride;
+      for (std::int64_t block = first; block < last; block += 2) {
+        const std::int64_t blocks = last - block < 2 ? 1 : 2;
+        prefetch_outputs(p, row, rows, block);
+        Tile::multiply(a, p.row_stride, rows, p.weight + block * p.block_bytes(), p.block_bytes(),
+                       blocks, p.k_blocks, ahead, tile);
+        finish_tile<V>(p, tile, 2 * kBlockN, row, rows, block, blocks);
+      }
     }
   }
 }

@@ -3,7 +3,6 @@
 
 #include <immintrin.h>
 
-#include <cfloat>
 #include <cstdint>
 #include <cstring>
 
@@ -44,36 +43,29 @@ struct VecAvx2 {
   }
   static F set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
   static F add(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+  static F sub(F x, F y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
   static F mul(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
-  static F div(F x, F y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
   static F fma(F x, F y, F z) {
     return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
   }
   static F min(F x, F y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
   static F max(F x, F y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
-  static F round(F x) {
-    constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-    return {_mm256_round_ps(x.a, mode), _mm256_round_ps(x.b, mode)};
+  static __m256 add_exponent(__m256 x, __m256 shifted) {
+    const __m256i add = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), add));
   }
-  static __m256 pow2(__m256 n) {
-    const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
-  }
-  static F pow2(F n) { return {pow2(n.a), pow2(n.b)}; }
-  // The blend reads the sign bit; x is never -0 where a and b differ.
-  static F select_negative(F x, F y, F z) {
-    return {_mm256_blendv_ps(z.a, y.a, x.a), _mm256_blendv_ps(z.b, y.b, x.b)};
+  static F add_exponent(F x, F shifted) {
+    return {add_exponent(x.a, shifted.a), add_exponent(x.b, shifted.b)};
   }
   static F correct(I acc, I sum, std::int32_t zero_point) {
     const __m256i z = _mm256_set1_epi32(zero_point);
     return {_mm256_cvtepi32_ps(_mm256_sub_epi32(acc.a, _mm256_mullo_epi32(z, sum.a))),
             _mm256_cvtepi32_ps(_mm256_sub_epi32(acc.b, _mm256_mullo_epi32(z, sum.b)))};
   }
-  static bool all_finite(F x) {
-    const __m256 largest = _mm256_set1_ps(FLT_MAX), sign = _mm256_set1_ps(-0.0f);
-    const __m256 a = _mm256_cmp_ps(_mm256_andnot_ps(sign, x.a), largest, _CMP_NLE_UQ);
-    const __m256 b = _mm256_cmp_ps(_mm256_andnot_ps(sign, x.b), largest, _CMP_NLE_UQ);
-    return _mm256_movemask_ps(_mm256_or_ps(a, b)) == 0;
+  static bool any_nan(F x) {
+    const __m256 a = _mm256_cmp_ps(x.a, x.a, _CMP_UNORD_Q);
+    const __m256 b = _mm256_cmp_ps(x.b, x.b, _CMP_UNORD_Q);
+    return _mm256_movemask_ps(_mm256_or_ps(a, b)) != 0;
   }
   static float reduce_min(F x) {
     float all[16];
@@ -89,16 +81,22 @@ struct VecAvx2 {
     for (float v : all) r = v > r ? v : r;
     return r;
   }
-  // Sixteen int16 of integral lanes in [0, 255].
-  static __m256i to_int16(F x) {
-    const __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
-    return _mm256_permute4x64_epi64(packed, 0xd8);
+  static F reciprocal(F x) {
+    const __m256 one = _mm256_set1_ps(1.0f);
+    return {_mm256_div_ps(one, x.a), _mm256_div_ps(one, x.b)};
   }
-  static void store_quantized(std::int16_t* p, F x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_int16(x));
+  // Sixteen int16: rne(x) + offset saturated to uint8.
+  static __m256i to_int16(F x, std::int32_t offset) {
+    const __m256i z = _mm256_set1_epi32(offset), last = _mm256_set1_epi16(255);
+    const __m256i packed = _mm256_packus_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(x.a), z),
+                                               _mm256_add_epi32(_mm256_cvtps_epi32(x.b), z));
+    return _mm256_permute4x64_epi64(_mm256_min_epu16(packed, last), 0xd8);
   }
-  static void store_quantized(std::uint8_t* p, F x) {
-    const __m256i words = to_int16(x);
+  static void store_quantized(std::int16_t* p, F x, std::int32_t offset) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_int16(x, offset));
+  }
+  static void store_quantized(std::uint8_t* p, F x, std::int32_t offset) {
+    const __m256i words = to_int16(x, offset);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm_packus_epi16(_mm256_castsi256_si128(words),
                                       _mm256_extracti128_si256(words, 1)));

@@ -7,7 +7,6 @@
 #endif
 #include <immintrin.h>
 
-#include <cfloat>
 #include <cstdint>
 
 namespace glmcompile {
@@ -30,32 +29,32 @@ struct VecAvx512 {
   }
   static F set(float x) { return _mm512_set1_ps(x); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
-  static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
-  static F round(F x) {
-    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  }
-  static F pow2(F n) {
-    const I biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
-  }
-  static F select_negative(F x, F a, F b) {
-    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ), b, a);
+  static F add_exponent(F x, F shifted) {
+    const I add = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), add));
   }
   static F correct(I acc, I sum, std::int32_t zero_point) {
     const I offset = _mm512_mullo_epi32(_mm512_set1_epi32(zero_point), sum);
     return _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, offset));
   }
-  static bool all_finite(F x) {
-    return _mm512_cmp_ps_mask(_mm512_abs_ps(x), set(FLT_MAX), _CMP_NLE_UQ) == 0;
-  }
+  static bool any_nan(F x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
   static float reduce_min(F x) { return _mm512_reduce_min_ps(x); }
   static float reduce_max(F x) { return _mm512_reduce_max_ps(x); }
-  static void store_quantized(std::uint8_t* p, F x) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+  static F reciprocal(F x) {
+    const F r = _mm512_rcp14_ps(x);
+    return mul(r, _mm512_fnmadd_ps(x, r, set(2.0f)));
+  }
+  static I to_int(F x, std::int32_t offset) {
+    return _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(offset));
+  }
+  static void store_quantized(std::uint8_t* p, F x, std::int32_t offset) {
+    const I q = _mm512_max_epi32(to_int(x, offset), _mm512_setzero_si512());
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(q));
   }
 };
 

@@ -1,8 +1,6 @@
 // Sixteen float32 lanes in plain C++; compilers vectorise the fixed-length loops.
 #pragma once
 
-#include <cfloat>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -55,11 +53,11 @@ struct VecPortable {
   static F add(F a, F b) {
     return map([&](int i) { return a.v[i] + b.v[i]; });
   }
+  static F sub(F a, F b) {
+    return map([&](int i) { return a.v[i] - b.v[i]; });
+  }
   static F mul(F a, F b) {
     return map([&](int i) { return a.v[i] * b.v[i]; });
-  }
-  static F div(F a, F b) {
-    return map([&](int i) { return a.v[i] / b.v[i]; });
   }
   // Fused exactly where the instruction set has it, so that every call site rounds alike.
   static F fma(F a, F b, F c) {
@@ -76,35 +74,24 @@ struct VecPortable {
   static F max(F a, F b) {
     return map([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
   }
-  // To nearest even, for |x| < 2^22; larger magnitudes are already beyond every clamp here.
-  static F round(F x) {
-    return map([&](int i) {
-      const float magic = 12582912.0f;
-      const float a = std::fabs(x.v[i]);
-      return a < 4194304.0f ? (x.v[i] + magic) - magic : x.v[i];
-    });
-  }
-  // 2^n for integral n in [-126, 127].
-  static F pow2(F n) {
+  // Adds the integer in the low bits of `shifted` to the exponent of x.
+  static F add_exponent(F x, F shifted) {
+    std::uint32_t bits[16], add[16];
+    std::memcpy(bits, x.v, sizeof bits);
+    std::memcpy(add, shifted.v, sizeof add);
+    for (int i = 0; i < 16; ++i) bits[i] += add[i] << 23;
     F r;
-    for (int i = 0; i < 16; ++i) {
-      const std::int32_t bits = (static_cast<std::int32_t>(n.v[i]) + 127) * (1 << 23);
-      std::memcpy(&r.v[i], &bits, sizeof bits);
-    }
+    std::memcpy(r.v, bits, sizeof bits);
     return r;
-  }
-  // x < 0 ? a : b
-  static F select_negative(F x, F a, F b) {
-    return map([&](int i) { return x.v[i] < 0.0f ? a.v[i] : b.v[i]; });
   }
   // float(acc - zero_point * sum)
   static F correct(I acc, I sum, std::int32_t zero_point) {
     return map([&](int i) { return static_cast<float>(acc.v[i] - zero_point * sum.v[i]); });
   }
-  static bool all_finite(F x) {
-    bool finite = true;
-    for (int i = 0; i < 16; ++i) finite &= std::fabs(x.v[i]) <= FLT_MAX;
-    return finite;
+  static bool any_nan(F x) {
+    bool nan = false;
+    for (int i = 0; i < 16; ++i) nan |= x.v[i] != x.v[i];
+    return nan;
   }
   static float reduce_min(F x) {
     float r = x.v[0];
@@ -116,9 +103,17 @@ struct VecPortable {
     for (int i = 1; i < 16; ++i) r = x.v[i] > r ? x.v[i] : r;
     return r;
   }
-  // Integral values in [0, 255].
-  static void store_quantized(std::uint8_t* p, F x) {
-    for (int i = 0; i < 16; ++i) p[i] = static_cast<std::uint8_t>(x.v[i]);
+  // 1 / x for positive x in [2^-8, 2^120].
+  static F reciprocal(F x) {
+    return map([&](int i) { return 1.0f / x.v[i]; });
+  }
+  // rne(x) + offset saturated to uint8, sixteen of them; |x| is at most 2^22.
+  static void store_quantized(std::uint8_t* p, F x, std::int32_t offset) {
+    const float magic = 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
+    for (int i = 0; i < 16; ++i) {
+      const std::int32_t q = static_cast<std::int32_t>((x.v[i] + magic) - magic) + offset;
+      p[i] = static_cast<std::uint8_t>(q < 0 ? 0 : q > 255 ? 255 : q);
+    }
   }
 };
 

@@ -14,8 +14,10 @@ namespace glmcompile {
 // infinities or a range beyond float32 gets scale NaN, so that its outputs are NaN and no other's.
 template <class V>
 inline StaticRange row_range(const float* x, std::int64_t n) {
-  auto low = V::set(0.0f), low2 = low, high = low, high2 = low;
-  bool finite = true;
+  const auto zero = V::set(0.0f);
+  auto low = zero, low2 = zero, high = zero, high2 = zero;
+  // Neither minimum nor maximum sees NaN; a product with zero keeps NaN and turns infinity into it.
+  auto nan = zero, nan2 = zero;
   std::int64_t i = 0;
   for (; i + 32 <= n; i += 32) {
     const auto a = V::load(x + i), b = V::load(x + i + 16);
@@ -23,19 +25,21 @@ inline StaticRange row_range(const float* x, std::int64_t n) {
     low2 = V::min(b, low2);
     high = V::max(a, high);
     high2 = V::max(b, high2);
-    // NaN reaches neither the minimum nor the maximum.
-    finite &= V::all_finite(a) & V::all_finite(b);
+    nan = V::fma(a, zero, nan);
+    nan2 = V::fma(b, zero, nan2);
   }
   for (; i < n; i += 16) {
     const auto a = n - i >= 16 ? V::load(x + i) : V::load_n(x + i, n - i);
     low = V::min(a, low);
     high = V::max(a, high);
-    finite &= V::all_finite(a);
+    nan = V::fma(a, zero, nan);
   }
   const float lowest = V::reduce_min(V::min(low, low2));
   const float highest = V::reduce_max(V::max(high, high2));
   const float scale = (highest - lowest) / 255.0f;
-  if (!finite || !(scale <= FLT_MAX)) return {std::numeric_limits<float>::quiet_NaN(), 0};
+  if (V::any_nan(V::add(nan, nan2)) || !(scale <= FLT_MAX)) {
+    return {std::numeric_limits<float>::quiet_NaN(), 0};
+  }
   if (scale < FLT_MIN) return {1.0f, 0};
   const float zero_point = __builtin_nearbyintf(-lowest * (1.0f / scale));
   return {scale, static_cast<std::int32_t>(zero_point < 255.0f ? zero_point : 255.0f)};
@@ -56,18 +60,18 @@ void quantize_row(const float* x, std::int64_t n, std::int64_t padded, StaticRan
     return;
   }
   const auto inverse = V::set(1.0f / range.scale);
-  const auto offset = V::set(static_cast<float>(range.zero_point));
-  const auto low = V::set(static_cast<float>(-range.zero_point));
-  const auto high = V::set(static_cast<float>(255 - range.zero_point));
-  // NaN (static ranges only) takes the lower bound: the second operand of max.
-  const auto quantize = [&](typename V::F v) {
-    return V::add(V::min(V::max(V::round(V::mul(v, inverse)), low), high), offset);
+  // A static range may be far exceeded: stay within int32. NaN takes the lower bound.
+  const auto low = V::set(-512.0f), high = V::set(512.0f);
+  const auto store = [&](T* to, typename V::F v) {
+    v = V::mul(v, inverse);
+    if (!dynamic) v = V::min(V::max(v, low), high);
+    V::store_quantized(to, v, range.zero_point);
   };
   std::int64_t i = 0;
-  for (; i + 16 <= n; i += 16) V::store_quantized(q + i, quantize(V::load(x + i)));
+  for (; i + 16 <= n; i += 16) store(q + i, V::load(x + i));
   if (i < n) {
     T last[16];
-    V::store_quantized(last, quantize(V::load_n(x + i, n - i)));
+    store(last, V::load_n(x + i, n - i));
     std::memcpy(q + i, last, static_cast<std::size_t>(n - i) * sizeof(T));
     i = n;
   }
