@@ -7,6 +7,8 @@
 #include "embedding_w8.h"
 #include "linear_w8a8.h"
 #include "ort_abi.h"
+#include "packed_rotary.h"
+#include "paged_attention.h"
 #include "varlen_attention.h"
 
 #define GLMCOMPILE_EXPORT extern "C" __attribute__((visibility("default")))
@@ -30,7 +32,9 @@ const Registration* operators(size_t* count) {
   static const Registration list[] = {
       registration<EmbeddingW8>(),
       registration<LinearW8A8>(),
+      registration<PackedRotary>(),
       registration<VarlenAttention>(),
+      registration<PagedAttention>(),
   };
   *count = std::size(list);
   return list;
