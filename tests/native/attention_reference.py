@@ -24,11 +24,25 @@ FLOAT32_TOLERANCE = 2e-6  # float32 rounding of sums over keys and channels
 INT8_CACHE_TOLERANCE = 1e-4  # and 16-bit queries and probabilities against the int8 cache
 REDUCED_TOLERANCE = 3e-3  # compute_type bfloat16: 8 bits of significand
 
-PAGED_INPUTS = (
-    "query key value key_cache value_cache cumulative_sequence_length past_seqlens block_table "
-    "cos_cache sin_cache slot_mapping head_sink q_norm_weight k_norm_weight k_scale v_scale "
-    "attention_metadata"
-).split()
+PAGED_INPUTS = [
+    "query",
+    "key",
+    "value",
+    "key_cache",
+    "value_cache",
+    "cumulative_sequence_length",
+    "past_seqlens",
+    "block_table",
+    "cos_cache",
+    "sin_cache",
+    "slot_mapping",
+    "head_sink",
+    "q_norm_weight",
+    "k_norm_weight",
+    "k_scale",
+    "v_scale",
+    "attention_metadata",
+]
 
 _TYPES = {
     np.dtype(np.float32): TensorProto.FLOAT,
@@ -126,7 +140,7 @@ def run_varlen(
 def attend(
     query: Array, key: Array, value: Array, visible: Array, scale: float, softcap: float, sink: Any
 ) -> Array:
-    """One head. query [q, d], key and value [k, d], visible bool [q, k]; rows without keys are 0."""
+    """One head. query [q, d], key and value [k, d], visible bool [q, k]; a row without keys is 0."""
     scores = query @ key.T * scale
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
@@ -190,9 +204,7 @@ def split_query(feed: Mapping[str, Array], a: Mapping[str, Any]) -> tuple[Array,
     else:
         parts = np.split(feed["query"], np.cumsum([heads * size, kv_heads * size]), axis=1)
     counts = (heads, kv_heads, kv_heads)
-    query, key, value = (
-        p.reshape(tokens, n, size) for p, n in zip(parts, counts, strict=True)
-    )
+    query, key, value = (p.reshape(tokens, n, size) for p, n in zip(parts, counts, strict=True))
     return query, key, value
 
 
