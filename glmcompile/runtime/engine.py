@@ -82,6 +82,7 @@ class Engine:
         context_blocks = -(-self.model.context_length // options.block_size)
         most = options.max_sequences * context_blocks
         num_blocks = max(1, min(most, options.kv_cache_bytes // cache.block_bytes))
+        self.num_blocks, self.cache_bytes = num_blocks, num_blocks * cache.block_bytes
         self._blocks = BlockManager(num_blocks, options.block_size, options.prefix_caching)
         self._scheduler = Scheduler(self._blocks, options.max_batched_tokens, options.max_sequences)
         limits = Limits(

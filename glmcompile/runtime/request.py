@@ -23,14 +23,16 @@ class Usage:
 class Timings:
     """Seconds.
 
-    queue: from add_request to the first step that computes the request.
+    preprocess: in add_request: images, chat template, tokenizer.
+    queue: from there to the first step that computes the request.
     vision: in the vision encoder, a part of prefill.
     prefill: from that first step to the first token.
-    ttft: time to first token, queue and prefill.
+    ttft: time to first token: preprocess, queue and prefill.
     per_token: mean time from one token to the next after the first; 0 for a single token (TPOT).
-    total: from add_request to the last token.
+    total: from the call of add_request to the last token.
     """
 
+    preprocess: float
     queue: float
     vision: float
     prefill: float
@@ -85,7 +87,8 @@ class Request:
     sampling: SamplingState
     detokenizer: Detokenizer
     end_ids: frozenset[int]
-    arrived: float = field(default_factory=time.perf_counter)
+    arrived: float
+    queued: float = field(default_factory=time.perf_counter)
     started: float | None = None
     first_token: float | None = None
     last_token: float | None = None
@@ -126,7 +129,8 @@ class Request:
                 self.sequence.num_prompt_tokens, count, self.sequence.num_cached_tokens or 0
             ),
             timings=Timings(
-                queue=started - self.arrived,
+                preprocess=self.queued - self.arrived,
+                queue=started - self.queued,
                 vision=self.vision,
                 prefill=first - started,
                 ttft=first - self.arrived,

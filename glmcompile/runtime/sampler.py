@@ -46,11 +46,12 @@ class SamplingState:
         """end_ids: tokens that end the answer, masked until it has min_tokens."""
         self.params = params
         self.end_ids = np.array(sorted(set(end_ids)), np.int64)
-        self._generator = np.random.default_rng(params.seed)
+        # Greedy requests draw nothing, and importing numpy.random takes longer than answering some.
+        self._generator = np.random.default_rng(params.seed) if params.temperature > 0 else None
         self._num_tokens = 0
         self._penalised = params.frequency_penalty != 0 or params.presence_penalty != 0
         self._repeats = params.repetition_penalty != 1
-        self._seen = np.unique(np.array(prompt_ids if self._repeats else [], np.int64))
+        self._seen = np.array(list(set(prompt_ids)) if self._repeats else [], np.int64)
         self._answer_ids = np.empty(0, np.int64)
         self._counts = np.empty(0, np.float32)
 
@@ -95,7 +96,7 @@ class SamplingState:
     def draw(self, logits: NDArray[np.float32]) -> int:
         """Choose a token by penalised logits [vocab]."""
         params = self.params
-        if params.temperature == 0:
+        if self._generator is None:
             return int(logits.argmax())
         ids, probabilities = candidates(logits, params.temperature, params.top_k, params.top_p)
         cumulative = np.cumsum(probabilities)

@@ -32,7 +32,7 @@ def processors(
     model = tiny_model(request.param)
     assert model.config.vision is not None
     ours = ImageProcessor(model.family, model.config.vision)
-    return ours, reference.image_processor(model)
+    return ours, reference.image_processor(model.directory, request.param)
 
 
 def assert_equal(processors: Processors, image: Any, reference_image: Any = None) -> None:

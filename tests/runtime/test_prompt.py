@@ -63,7 +63,7 @@ def test_text_chats_equal_transformers(
     prompts = builder(model)
     messages, images = prompts.split_images(chat)
     text = prompts.render(messages)
-    theirs = reference.processor(model)
+    theirs = reference.processor(model.directory, model.family.name)
     assert images == []
     assert text == theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     expected = theirs.apply_chat_template(
@@ -89,7 +89,7 @@ def test_image_chats_equal_transformers(
     ]
     messages, images = prompts.split_images(chat)
     text = prompts.render(messages)
-    theirs = reference.processor(model)
+    theirs = reference.processor(model.directory, model.family.name)
     assert text == theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     vision = model.config.vision
     assert vision is not None
@@ -115,7 +115,7 @@ def test_template_features_equal_transformers(
     ]
     tools = [{"type": "function", "function": {"name": "tap", "parameters": {"x": [1, 2.5, None]}}}]
     ours = with_template(model, TEMPLATES[name], tmp_path).render(chat, tools=tools, flag="é")
-    expected = reference.tokenizer(model).apply_chat_template(
+    expected = reference.tokenizer(model.directory).apply_chat_template(
         chat,
         tools=tools,
         chat_template=TEMPLATES[name],
@@ -214,7 +214,10 @@ def test_without_a_template_chats_are_refused_and_text_still_works(
     assert not prompts.has_chat_template
     with pytest.raises(InputError, match="no chat template"):
         prompts.render([{"role": "user", "content": "x"}])
-    assert prompts.encode("x", from_template=False) == reference.tokenizer(model)("x")["input_ids"]
+    assert (
+        prompts.encode("x", from_template=False)
+        == reference.tokenizer(model.directory)("x")["input_ids"]
+    )
 
 
 def test_templates_in_the_tokenizer_config_are_read(tiny_model: TinyModels, tmp_path: Path) -> None:

@@ -1,0 +1,178 @@
+"""The greedy answer is transformers', alone, batched, chunked, preempted and from the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from glmcompile.runtime.engine import Engine
+from glmcompile.runtime.input_processor import Prompt
+from glmcompile.runtime.request import Completion
+from tests.runtime import reference
+from tests.runtime.conftest import TinyEngine
+from tests.runtime.images import noise
+
+Engines = Callable[[str], TinyEngine]
+Requests = list[dict[str, Any]]
+
+ANSWER, PENALTY = 24, 1.5
+
+
+def requests_for(family: str) -> Requests:
+    """Prompts of several lengths; images of several sizes, two of them in one prompt."""
+    prompts = ["Hi", "What does the title say? " * 5, "Öffne die Einstellungen", "x" * 150]
+    images = [[], [noise(140, 100, 1)], [noise(60, 200, 2), noise(90, 90, 3)], [noise(84, 56, 4)]]
+    return [
+        {
+            "prompt": prompt,
+            "images": [] if family == "llama" else shown,
+            "max_tokens": ANSWER,
+            "ignore_eos": True,
+            # Without it, a random model soon repeats itself and every test sees less.
+            "repetition_penalty": PENALTY,
+        }
+        for prompt, shown in zip(prompts, images, strict=True)
+    ]
+
+
+@pytest.fixture(params=["glm4v", "qwen2_vl", "llama"], scope="module")
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def alone(family: str, tiny_engine: Engines) -> list[tuple[int, ...]]:
+    """Each answer by an engine that computes nothing else and reuses nothing."""
+    with tiny_engine(family).open(prefix_caching=False) as engine:
+        answers = [engine.generate(**request).token_ids for request in requests_for(family)]
+    # A model that said the same to everything would make every test here pass.
+    assert len(set(answers)) == len(answers)
+    assert all(len(answer) == ANSWER and len(set(answer)) > ANSWER // 2 for answer in answers)
+    return answers
+
+
+def together(engine: Engine, family: str) -> tuple[list[tuple[int, ...]], list[Completion]]:
+    completions = engine.generate_many(requests_for(family))
+    return [completion.token_ids for completion in completions], completions
+
+
+def test_equal_to_transformers(
+    family: str, alone: list[tuple[int, ...]], tiny_engine: Engines
+) -> None:
+    import torch
+    import transformers
+
+    directory = tiny_engine(family).checkpoint
+    config = transformers.AutoConfig.from_pretrained(directory)
+    model = getattr(transformers, config.architectures[0]).from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager"
+    )
+    processor = reference.processor(directory, family)
+    for request, answer in zip(requests_for(family), alone, strict=True):
+        content: Any = request["prompt"]
+        if request["images"]:
+            shown = [{"type": "image", "image": image} for image in request["images"]]
+            content = [*shown, {"type": "text", "text": request["prompt"]}]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=True,
+            return_tensors="pt",
+        )
+        theirs = model.generate(
+            **inputs,
+            max_new_tokens=ANSWER,
+            do_sample=False,
+            eos_token_id=-1,
+            repetition_penalty=PENALTY,
+        )
+        assert tuple(theirs[0, inputs["input_ids"].shape[1] :].tolist()) == answer
+
+
+def test_equal_in_a_batch(family: str, alone: list[tuple[int, ...]], tiny_engine: Engines) -> None:
+    with tiny_engine(family).open(prefix_caching=False) as engine:
+        assert together(engine, family)[0] == alone
+
+
+@pytest.mark.parametrize("budget", [7, 33])
+def test_equal_in_chunks(
+    family: str, alone: list[tuple[int, ...]], tiny_engine: Engines, budget: int
+) -> None:
+    options = {"max_batched_tokens": budget, "max_sequences": 4, "prefix_caching": False}
+    # No room for features: an image's are computed again for each chunk they fall into.
+    with tiny_engine(family).open(**options, encoder_cache_bytes=0) as engine:
+        assert together(engine, family)[0] == alone
+
+
+@pytest.mark.parametrize("prefix_caching", [False, True])
+def test_equal_after_preemption(
+    family: str, alone: list[tuple[int, ...]], tiny_engine: Engines, prefix_caching: bool
+) -> None:
+    longest = 250
+    with tiny_engine(family).open(block_size=8, prefix_caching=prefix_caching) as engine:
+        bytes_per_block = engine.cache_bytes // engine.num_blocks
+    pool = (longest + ANSWER) // 8 * bytes_per_block
+    options = {"block_size": 8, "kv_cache_bytes": pool, "prefix_caching": prefix_caching}
+    with tiny_engine(family).open(**options) as engine:
+        ids = [engine.add_request(**request) for request in requests_for(family)]
+        sequences = [engine._requests[id].sequence for id in ids]
+        answers: dict[int, tuple[int, ...]] = {}
+        while engine.has_work:
+            for output in engine.step():
+                if output.completion is not None:
+                    answers[output.id] = output.completion.token_ids
+        assert sum(sequence.num_preemptions for sequence in sequences) > 0
+        assert [answers[id] for id in ids] == alone
+        assert engine._blocks.num_free_blocks == engine.num_blocks
+
+
+def test_equal_with_prefix_reuse(
+    family: str, alone: list[tuple[int, ...]], tiny_engine: Engines
+) -> None:
+    with tiny_engine(family).open(block_size=8) as engine:
+        assert together(engine, family)[0] == alone
+        answers, completions = together(engine, family)
+        assert answers == alone
+        for completion in completions:
+            usage = completion.usage
+            assert usage.cached_tokens == (usage.prompt_tokens - 1) // 8 * 8
+
+
+def test_another_image_under_the_same_text_is_not_taken_from_the_cache(
+    tiny_engine: Engines,
+) -> None:
+    first, second = noise(140, 100, 1), noise(140, 100, 2)
+    with tiny_engine("glm4v").open(block_size=8) as engine:
+        request = {"prompt": "Where?", "max_tokens": ANSWER, "ignore_eos": True}
+        one = engine.generate(**request, images=[first])
+        other = engine.generate(**request, images=[second])
+        engine.clear_caches()
+        assert engine.generate(**request, images=[second]).token_ids == other.token_ids
+        assert one.token_ids != other.token_ids
+        assert one.usage.prompt_tokens == other.usage.prompt_tokens
+
+
+def test_a_chat_goes_on_from_the_cache(tiny_engine: Engines) -> None:
+    shown = {"type": "image", "image": np.asarray(noise(140, 100, 1))}
+    chat = [{"role": "user", "content": [shown, {"type": "text", "text": "Where is it?"}]}]
+    with tiny_engine("glm4v").open(block_size=8) as engine:
+        ids = engine._inputs(Prompt(messages=chat)).token_ids
+        answer = engine.generate(
+            token_ids=ids, images=[shown["image"]], max_tokens=40, ignore_eos=True
+        )
+        following = [
+            *ids,
+            *answer.token_ids,
+            *engine._inputs.prompts.encode("?", from_template=True),
+        ]
+        second = engine.generate(token_ids=following, images=[shown["image"]], max_tokens=8)
+        assert second.usage.cached_tokens >= len(ids) + 40 - 8
+        assert second.timings.vision == 0
+        engine.clear_caches()
+        fresh = engine.generate(token_ids=following, images=[shown["image"]], max_tokens=8)
+        assert fresh.token_ids == second.token_ids
+        assert fresh.usage.cached_tokens == 0
