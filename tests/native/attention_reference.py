@@ -140,7 +140,7 @@ def run_varlen(
 def attend(
     query: Array, key: Array, value: Array, visible: Array, scale: float, softcap: float, sink: Any
 ) -> Array:
-    """One head. query [q, d], key and value [k, d], visible bool [q, k]; a row without keys is 0."""
+    """One head: query [q, d], key and value [k, d], visible [q, k]; 0 for a row without keys."""
     scores = query @ key.T * scale
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
