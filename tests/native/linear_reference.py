@@ -23,6 +23,8 @@ ACTIVATIONS = ("", "gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu")
 # Relative to the largest magnitude entering a sum: float32 rounding of the epilogue, and the
 # error of its exp and erf approximations.
 EPILOGUE_RTOL = 1e-6
+# Of an activation, relative to the magnitude of its argument.
+ACTIVATION_RTOL = 3e-7
 
 _TYPES = {
     np.dtype(np.float32): TensorProto.FLOAT,

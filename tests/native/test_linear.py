@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glmcompile.quantize.packing import interleave_gate_up
 from tests.native.linear_reference import (
+    ACTIVATION_RTOL,
     ACTIVATIONS,
     ISAS,
     Linear,
+    activate,
     assert_matches,
     random_linear,
 )
@@ -129,3 +132,20 @@ def test_random_layers(data: st.DataObject) -> None:
     if data.draw(st.booleans()):
         residual = rng.normal(size=(rows, layer.width)).astype(np.float32)
     assert_matches(layer, x, residual, layer.run(x, residual, data.draw(st.sampled_from(ISAS))))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("activation", ACTIVATIONS[1:])
+@pytest.mark.parametrize("span", [0.01, 10.0, 1000.0])
+def test_activations_are_accurate_relative_to_their_argument(
+    isa: str, activation: str, span: float
+) -> None:
+    argument = np.linspace(-span, span, 4096, dtype=np.float32)
+    if activation == "swiglu":
+        argument = interleave_gate_up(argument, np.ones_like(argument))
+    n = len(argument)
+    layer = Linear(np.zeros((n, 1), np.int8), np.ones(n, np.float32), argument, activation)
+    y = layer.run(np.zeros((1, 1), np.float32), isa=isa)
+    expected = activate(argument[None].astype(np.float64), activation)
+    gate = argument.reshape(-1, 2, 16)[:, 0].ravel() if activation == "swiglu" else argument
+    assert (np.abs(y - expected) <= ACTIVATION_RTOL * np.abs(gate)).all()

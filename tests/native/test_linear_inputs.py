@@ -126,3 +126,22 @@ def test_an_unknown_instruction_set_is_refused() -> None:
     layer = random_linear(np.random.default_rng(7), 16, 64)
     with pytest.raises(ERRORS, match="GLMCOMPILE_ISA"):
         layer.run(np.zeros((1, 64), np.float32), isa="sse9")
+
+
+def test_malformed_initializers_fail_when_the_session_is_created() -> None:
+    layer = random_linear(np.random.default_rng(8), 40, 100)
+    constants = {**layer.constants(), "weight_scale": np.ones(39, np.float32)}
+    x = np.zeros((1, 100), np.float32)
+    with pytest.raises(ERRORS, match=r"weight_scale: expected \[40\], got \[39\]"):
+        one_node_session("LinearW8A8", {"x": x}, constants, layer.attributes())
+
+
+@pytest.mark.parametrize("constant", [(), ("bias",), ("weight", "weight_scale", "weight_sum")])
+def test_parameters_may_be_initializers_or_inputs(constant: tuple[str, ...]) -> None:
+    rng = np.random.default_rng(9)
+    layer = random_linear(rng, 40, 100)
+    given = {"x": rng.normal(size=(5, 100)).astype(np.float32), **layer.constants()}
+    constants = {name: given[name] for name in constant}
+    inputs = {name: value for name, value in given.items() if name not in constants}
+    session = one_node_session("LinearW8A8", inputs, constants, layer.attributes())
+    assert_matches(layer, given["x"], None, session.run(None, inputs)[0])

@@ -120,18 +120,38 @@ LinearW8A8::LinearW8A8(const KernelInfo& info)
   check(zero_point >= 0.0f && zero_point <= 255.0f && zero_point == std::nearbyint(zero_point),
         "attribute activation_zero_point: expected an integer in 0 to 255, got ", zero_point);
   range_.zero_point = static_cast<std::int32_t>(zero_point);
+
+  const auto constant = [&](std::size_t i) { return info.constant_input(i, kInputs[i].name); };
+  const Parameters constants{constant(1), constant(2), constant(3), constant(4)};
+  if (constants.weight && constants.weight_scale && constants.weight_sum) {
+    check_parameters(constants);
+    constants_ = constants;
+  }
+}
+
+void LinearW8A8::check_parameters(const Parameters& parameters) const {
+  check_packed_weight(parameters.weight, out_features_, in_features_);
+  check_vector(parameters.weight_scale, out_features_);
+  check_vector(parameters.weight_sum, out_features_);
+  check_bias(parameters.bias);
+}
+
+void LinearW8A8::check_bias(const Tensor& bias) const {
+  if (bias) check_vector(bias, out_features_);
 }
 
 void LinearW8A8::compute(KernelContext& context) const {
-  const Tensor x = context.input(0), weight = context.input(1), weight_scale = context.input(2);
-  const Tensor weight_sum = context.input(3), bias = context.input(4);
-  const Tensor residual = context.input(5);
+  const Tensor x = context.input(0), residual = context.input(5);
   check(x.rank() >= 1 && x.dim(x.rank() - 1) == in_features_, "x: expected [..., ", in_features_,
         "], got ", x.shape_text());
-  check_packed_weight(weight, out_features_, in_features_);
-  check_vector(weight_scale, out_features_);
-  check_vector(weight_sum, out_features_);
-  if (bias) check_vector(bias, out_features_);
+  Parameters parameters = constants_;
+  if (!parameters.weight) {
+    parameters = {context.input(1), context.input(2), context.input(3), context.input(4)};
+    check_parameters(parameters);
+  } else if (!parameters.bias) {
+    parameters.bias = context.input(4);
+    check_bias(parameters.bias);
+  }
 
   const std::int64_t width =
       activation_ == Activation::kSwiglu ? out_features_ / 2 : out_features_;
@@ -151,10 +171,10 @@ void LinearW8A8::compute(KernelContext& context) const {
   LinearProblem problem{};
   problem.out_features = out_features_;
   problem.k_blocks = ceil_div(in_features_, kBlockK);
-  problem.weight = weight.data<std::int8_t>();
-  problem.weight_scale = weight_scale.data<float>();
-  problem.weight_sum = weight_sum.data<std::int32_t>();
-  problem.bias = bias ? bias.data<float>() : nullptr;
+  problem.weight = parameters.weight.data<std::int8_t>();
+  problem.weight_scale = parameters.weight_scale.data<float>();
+  problem.weight_sum = parameters.weight_sum.data<std::int32_t>();
+  problem.bias = parameters.bias ? parameters.bias.data<float>() : nullptr;
   problem.activation = activation_;
   problem.output_width = width;
   // An odd number of cache lines: rows at a power of two would share few sets of the L1 cache.

@@ -28,11 +28,20 @@ class LinearW8A8 {
   void compute(KernelContext& context) const;
 
  private:
+  struct Parameters {
+    Tensor weight, weight_scale, weight_sum, bias;
+  };
+  void check_parameters(const Parameters& parameters) const;
+  void check_bias(const Tensor& bias) const;  // or absent
+
   std::int64_t in_features_;
   std::int64_t out_features_;
   Activation activation_;
   StaticRange range_;
   const LinearKernel& kernel_;
+  // Set, and checked once, when the weight, its scale and its sum are initializers, as they should
+  // be: describing a tensor through the C API costs as much as multiplying a small one.
+  Parameters constants_;
 };
 
 // Throws Error unless `weight` has the packed shape of an [out_features, in_features] matrix.
