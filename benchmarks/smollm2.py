@@ -44,7 +44,8 @@ def write_checkpoint(output: Path) -> None:
     settings = quantized.config.to_dict()
     settings.pop("quantization_config", None)
     config = LlamaConfig.from_dict(settings)
-    assert config.tie_word_embeddings and config.max_position_embeddings == CONTEXT
+    assert config.tie_word_embeddings
+    assert config.max_position_embeddings == CONTEXT
     model = LlamaForCausalLM(config)
     model.load_state_dict(quantized.state_dict())
     model.tie_weights()

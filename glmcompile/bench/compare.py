@@ -1,0 +1,171 @@
+"""Runs a whole comparison: memory and load time, then accuracy, then speed in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from glmcompile.artifact import open_artifact
+from glmcompile.bench import footprint, machine
+from glmcompile.bench.measures import REQUESTS, nested, ratios, summary
+from glmcompile.bench.workloads import TextStream, Workloads, open_engine, screens
+from glmcompile.errors import InputError
+from glmcompile.evaluate.accuracy import evaluate, labels
+from glmcompile.evaluate.progress import Progress, Silent
+from glmcompile.evaluate.samples import bundled_samples, user_samples
+from glmcompile.runtime.engine import Engine
+from glmcompile.targets.cpu import default_threads
+
+Measurement = Callable[[Engine, int], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    repeats: of each single request. batch_repeats: of several at once. footprint_repeats: processes
+    started for each engine. samples, texts: of the evaluation, for image and text models.
+    """
+
+    repeats: int = 9
+    batch_repeats: int = 5
+    footprint_repeats: int = 3
+    answer_tokens: int = 64
+    samples: int = 405
+    texts: int = 20
+
+
+FULL = Plan()
+QUICK = Plan(
+    repeats=5, batch_repeats=3, footprint_repeats=1, answer_tokens=32, samples=135, texts=6
+)
+
+
+def run(
+    engine: str | Path,
+    baseline: str | Path | None = None,
+    *,
+    quick: bool = False,
+    samples: str | Path | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    plan: Plan | None = None,
+) -> dict[str, Any]:
+    """Measure an engine and, in turns with it (A B A B ...), a baseline of the same checkpoint.
+
+    quick: fewer repetitions and samples. plan: exactly this many, instead.
+    samples: a folder with prompts, answers and images in place of the bundled evaluation split.
+    threads: of both engines; None means every usable core.
+
+    Returns, JSON-serialisable, {"int8": {...}, "fp32": {...}, "ratio": {...}, "accuracy": {...},
+    "machine": {...}}: an engine's figures under its precision (a baseline of the same one under
+    "<precision> baseline"), timed ones as {"median", "min", "max", "repeats"}; under "ratio" how
+    many times better the engine is than the baseline, times and sizes inverted, so above 1 is
+    always better. Without a baseline there is neither its part nor a ratio.
+    Raises GlmcompileError for engines that cannot be opened or compared.
+    """
+    progress = progress or Silent()
+    plan = plan or (QUICK if quick else FULL)
+    threads = threads or default_threads()
+    described = machine.describe(threads)
+    paths = [Path(path) for path in (engine, baseline) if path is not None]
+    folder = None if samples is None else Path(samples)
+    sizes = [open_artifact(path).size / 1e6 for path in paths]
+    footprints = _footprints(paths, plan, threads, folder, progress)
+    with ExitStack() as stack:
+        engines = [stack.enter_context(open_engine(path, threads)) for path in paths]
+        other = engines[1] if baseline is not None else None
+        names = [name for name in labels(engines[0], other) if name is not None]
+        _check_comparable(engines)
+        workloads = make_workloads(engines[0], plan.answer_tokens, folder)
+        timed = _speed(engines, workloads, plan, progress)
+        count = plan.texts if engines[0].model.vision is None and folder is None else plan.samples
+        accuracy = evaluate(engines[0], other, samples=folder, count=count, progress=progress)
+    parts: dict[str, Any] = {
+        name: nested({**speed, **memory, "artifact_mb": size})
+        for name, speed, memory, size in zip(names, timed, footprints, sizes, strict=True)
+    }
+    if other is not None:
+        # The baseline first, as tables are read.
+        parts = {names[1]: parts[names[1]], names[0]: parts[names[0]]}
+        parts["ratio"] = ratios(parts[names[0]], parts[names[1]])
+    return {**parts, "accuracy": accuracy, "machine": described}
+
+
+def make_workloads(
+    engine: Engine, answer_tokens: int, samples: Path | None, screen_count: int = 16
+) -> Workloads:
+    """The prompts for an engine and others of its checkpoint. Raises InputError without images."""
+    shown = []
+    if engine.model.vision is not None:
+        source = (
+            bundled_samples(True, screen_count)
+            if samples is None
+            else user_samples(samples, screen_count)
+        )
+        shown = screens(source, screen_count)
+        if not shown:
+            raise InputError(f"{samples}: no sample has an image, which timing {engine.path} needs")
+    # A tiny context is shared between prompt and answer.
+    answer_tokens = max(2, min(answer_tokens, engine.model.context_length // 4))
+    return Workloads(TextStream(engine), shown, engine.model.context_length, answer_tokens)
+
+
+def _footprints(
+    paths: Sequence[Path], plan: Plan, threads: int, samples: Path | None, progress: Progress
+) -> list[dict[str, Any]]:
+    done = progress.stage("Loading in fresh processes", plan.footprint_repeats * len(paths))
+    found: list[dict[str, list[float]]] = [{} for _ in paths]
+    count = 0
+    for _ in range(plan.footprint_repeats):
+        for path, figures in zip(paths, found, strict=True):
+            _append(figures, footprint.measure(path, threads, plan.answer_tokens, samples))
+            count += 1
+            done(count)
+    return [{key: summary(values) for key, values in figures.items()} for figures in found]
+
+
+def _speed(
+    engines: Sequence[Engine], workloads: Workloads, plan: Plan, progress: Progress
+) -> list[dict[str, Any]]:
+    """Every workload, the engines in turns within each repetition, after one warm-up of each."""
+    measurements: list[tuple[Measurement, int]] = [(workloads.text_prompt, plan.repeats)]
+    if workloads.screens:
+        measurements.append((workloads.screenshot, plan.repeats))
+    measurements += [
+        (partial(workloads.throughput, requests=requests), plan.batch_repeats)
+        for requests in REQUESTS
+    ]
+    done = progress.stage("Timing", sum(repeats for _, repeats in measurements))
+    found: list[dict[str, list[float]]] = [{} for _ in engines]
+    count = 0
+    for measure, repeats in measurements:
+        for engine in engines:
+            measure(engine, repeats)
+        for repetition in range(repeats):
+            for engine, figures in zip(engines, found, strict=True):
+                _append(figures, measure(engine, repetition))
+            count += 1
+            done(count)
+    return [{key: summary(values) for key, values in figures.items()} for figures in found]
+
+
+def _append(found: dict[str, list[float]], figures: dict[str, float]) -> None:
+    for key, value in figures.items():
+        found.setdefault(key, []).append(value)
+
+
+def _check_comparable(engines: Sequence[Engine]) -> None:
+    """Raises InputError for engines whose outputs and speed say nothing about each other."""
+    first = engines[0]
+    for other in engines[1:]:
+        if other.manifest["source"]["sha256"] != first.manifest["source"]["sha256"]:
+            raise InputError(
+                f"{other.path} and {first.path} were compiled from different checkpoints "
+                f"({other.manifest['source']['name']} and {first.manifest['source']['name']}); "
+                "compare engines of one checkpoint."
+            )

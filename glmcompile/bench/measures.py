@@ -1,0 +1,94 @@
+"""The catalogue of measures: keys in a result, titles, units and which direction is better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+REQUESTS = (1, 4, 8)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """key: in results, "a.b" meaning result["a"]["b"]. digits: after the point when shown."""
+
+    key: str
+    title: str
+    unit: str
+    higher_is_better: bool = False
+    digits: int = 1
+
+    def value(self, figures: dict[str, Any]) -> float | None:
+        """The median, or the single figure, in one engine's part of a result."""
+        found: Any = figures
+        for part in self.key.split("."):
+            if part not in found:
+                return None
+            found = found[part]
+        return float(found["median"] if isinstance(found, dict) else found)
+
+
+MEASURES = (
+    Measure("preprocess_ms", "image preprocessing", "ms"),
+    Measure("vision_encode_ms", "vision encoding", "ms"),
+    Measure("screenshot_prefill_tokens_per_s", "prefill, screenshot prompt", "tok/s", True, 0),
+    Measure("prefill_tokens_per_s", "prefill, 512 text tokens", "tok/s", True, 0),
+    Measure("ttft_ms", "time to first token (TTFT)", "ms"),
+    Measure("tpot_ms", "time per output token (TPOT)", "ms", digits=2),
+    Measure("decode_tokens_per_s", "decode after 512 tokens", "tok/s", True),
+    *(
+        Measure(
+            f"throughput_tokens_per_s.{count}",
+            f"throughput, {count} request{'s' if count > 1 else ''}",
+            "output tok/s",
+            True,
+        )
+        for count in REQUESTS
+    ),
+    Measure("peak_memory_mb", "peak memory", "MB", digits=0),
+    Measure("artifact_mb", "engine size", "MB"),
+    Measure("load_ms", "load time, import left out", "ms", digits=0),
+    Measure("import_ms", "import time", "ms", digits=0),
+)
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Median and spread of repetitions. Raises ValueError without any."""
+    if not values:
+        raise ValueError("a summary needs at least one measurement")
+    return {
+        "median": median(values),
+        "min": min(values),
+        "max": max(values),
+        "repeats": len(values),
+    }
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """{"a.b": x} -> {"a": {"b": x}}."""
+    result: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, last = key.split(".")
+        place = result
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return result
+
+
+def ratios(engine: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
+    """How many times better the engine is than the baseline, measure by measure.
+
+    Above 1 is always better: rates are engine / baseline, times and sizes baseline / engine.
+    """
+    return nested(dict(_ratios(engine, baseline)))
+
+
+def _ratios(engine: dict[str, Any], baseline: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for measure in MEASURES:
+        ours, theirs = measure.value(engine), measure.value(baseline)
+        if not ours or not theirs:
+            continue
+        yield measure.key, ours / theirs if measure.higher_is_better else theirs / ours
