@@ -93,7 +93,10 @@ def _rearranged_from(node: ir.Node) -> ir.Value:
 
 
 class NameDimensions(ir.passes.InPlacePass):
-    """Rename the tracer's symbols ("s89") to the dimension names of the component's signature."""
+    """Give inputs the shapes of the component's signature, and the tracer's symbols its names.
+
+    The tracer knows dimensions as "s89", or as fixed where only an operator sees them.
+    """
 
     def __init__(self, inputs: dict[str, tuple[int | str, ...]]) -> None:
         self.inputs = inputs
@@ -105,7 +108,8 @@ class NameDimensions(ir.passes.InPlacePass):
             for traced, wanted in zip(value.shape, self.inputs[str(value.name)], strict=True):
                 if isinstance(traced, ir.SymbolicDim) and isinstance(wanted, str):
                     names[str(traced.value)] = wanted
-        values = [*model.graph.inputs, *(out for node in model.graph for out in node.outputs)]
+            value.shape = ir.Shape(self.inputs[str(value.name)])
+        values = [*model.graph.outputs, *(out for node in model.graph for out in node.outputs)]
         for value in values:
             if value.shape is not None:
                 value.shape = ir.Shape(
@@ -116,4 +120,4 @@ class NameDimensions(ir.passes.InPlacePass):
                         for d in value.shape
                     ]
                 )
-        return ir.passes.PassResult(model, bool(names))
+        return ir.passes.PassResult(model, True)

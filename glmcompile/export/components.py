@@ -30,6 +30,7 @@ class Signature:
     outputs: tuple[str, ...]
 
 
+TRACED = {"patches", "segments", "segments_plus_1", "tokens", "image_tokens", "rows"}
 EXAMPLE_SIZES = {
     "patches": PATCHES,
     "segments": SEQUENCES,
@@ -91,9 +92,13 @@ def example_inputs(spec: Signature) -> tuple[torch.Tensor, ...]:
 
 
 def dynamic_shapes(spec: Signature) -> tuple[dict[int, Any], ...]:
-    """torch.export's description of the dynamic dimensions, in the order of the inputs."""
+    """torch.export's description of the dynamic dimensions, in the order of the inputs.
+
+    Dimensions that nothing but the attention operator sees are traced as if fixed: two symbols
+    for every cache would make tracing several times slower.
+    """
     return tuple(
-        {axis: Dim.DYNAMIC for axis, size in enumerate(shape) if isinstance(size, str)}
+        {axis: Dim.DYNAMIC for axis, size in enumerate(shape) if size in TRACED}
         for _, shape in spec.inputs.values()
     )
 
