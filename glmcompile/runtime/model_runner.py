@@ -57,13 +57,13 @@ class ModelRunner:
         self._encoder_cache = EncoderCache(encoder_cache_bytes)
         tokens, sequences = limits.max_tokens, limits.max_sequences
         self._input_ids = np.empty(tokens, np.int64)
-        self._embeds = np.empty(tokens * model.hidden_size, np.float32)
+        self._embeds = np.empty((tokens, model.hidden_size), np.float32)
         self._positions = np.empty(model.position_axes * tokens, np.int64)
         self._cumulative = np.zeros(sequences + 1, np.int32)
         self._past = np.empty(sequences, np.int32)
         self._table = np.empty(sequences * limits.max_blocks_per_sequence, np.int32)
         self._rows = np.empty(sequences, np.int64)
-        self._logits = np.empty(sequences * model.vocab_size, np.float32)
+        self._logits = np.empty((sequences, model.vocab_size), np.float32)
         for layer in range(cache.num_layers):
             for kind in ("key", "value"):
                 self._decoder.input(f"{kind}_cache.{layer}", cache.pool(num_blocks))
@@ -76,7 +76,7 @@ class ModelRunner:
         """
         total = self._pack(chunks)
         features, feature_rows, seconds = self._image_features(chunks)
-        embeds = self._embeds[: total * self._model.hidden_size].reshape(total, -1)
+        embeds = self._embeds[:total]
         self._embedding.input("input_ids", self._input_ids[:total])
         if self._vision is not None:
             self._embedding.input("image_features", features)
@@ -85,7 +85,7 @@ class ModelRunner:
         self._embedding.run()
         self._decoder.input("inputs_embeds", embeds)
         rows = sum(chunk.samples for chunk in chunks)
-        logits = self._logits[: rows * self._model.vocab_size].reshape(rows, -1)
+        logits = self._logits[:rows]
         self._decoder.output("logits", logits)
         self._decoder.run()
         return logits, seconds
