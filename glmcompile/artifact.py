@@ -64,7 +64,8 @@ def open_artifact(path: str | Path, verify: bool = True) -> Artifact:
     manifest_path = path / MANIFEST
     if not path.is_dir():
         raise ArtifactError(
-            f"{path}: no such engine directory; make one with `glmcompile compile CHECKPOINT -o {path}`."
+            f"{path}: no such engine directory; "
+            f"make one with `glmcompile compile CHECKPOINT -o {path}`."
         )
     if not manifest_path.is_file():
         hint = (
@@ -83,8 +84,12 @@ def open_artifact(path: str | Path, verify: bool = True) -> Artifact:
         ) from error
     if version != FORMAT_VERSION:
         raise ArtifactError(
-            f"{path}: engine format {version}, but this glmcompile reads format {FORMAT_VERSION}; "
-            + ("upgrade glmcompile." if version > FORMAT_VERSION else "compile the checkpoint again.")
+            f"{path}: engine format {version}, but this glmcompile reads {FORMAT_VERSION}; "
+            + (
+                "upgrade glmcompile."
+                if version > FORMAT_VERSION
+                else "compile the checkpoint again."
+            )
         )
     _check_cpu(path, manifest["required_cpu_features"])
     for name, entry in files.items():
@@ -94,7 +99,7 @@ def open_artifact(path: str | Path, verify: bool = True) -> Artifact:
 
 @contextmanager
 def staged(output: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """A directory beside `output` that becomes `output` when the block ends, and vanishes if it raises.
+    """A directory that becomes `output` when the block ends, and vanishes if it raises.
 
     overwrite: replace an engine that stands at `output`; anything else there is never touched.
     Raises ArtifactError when `output` is taken or cannot be written, or the disk is full.
@@ -120,9 +125,10 @@ def staged(output: str | Path, overwrite: bool = False) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in (28, 122):  # ENOSPC, EDQUOT
             raise
+        free = shutil.disk_usage(output.parent).free / 2**20
         raise ArtifactError(
-            f"{output}: the disk is full ({shutil.disk_usage(output.parent).free / 2**20:.0f} MiB free); "
-            "nothing was written. Free some space or choose another output."
+            f"{output}: the disk is full ({free:.0f} MiB free); nothing was written. "
+            "Free some space or choose another output."
         ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The compile pipeline: checkpoint -> graphs -> parity -> calibration -> INT8 -> engine directory."""
+"""The compile pipeline: checkpoint, graphs, parity, calibration, INT8, engine directory."""
 
 from __future__ import annotations
 

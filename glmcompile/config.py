@@ -28,7 +28,7 @@ class VisionConfig:
     """Geometry of the vision encoder.
 
     output_size: width of an image feature, equal to the decoder's hidden size.
-    position_grid: side of the learned position-embedding grid; None where positions are rotary only.
+    position_grid: side of the learned position-embedding grid; None where only rotary is used.
     """
 
     patch_size: int

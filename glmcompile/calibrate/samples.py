@@ -38,7 +38,7 @@ def bundled_samples(with_images: bool, count: int) -> Iterator[CalibrationSample
             yield CalibrationSample(sample.prompt, sample.answer, (sample.image,))
         return
     for index, text in enumerate(texts("calibration", count)):
-        # Every other passage as the answer to a chat turn, since chat tokens have ranges of their own.
+        # Every other passage answers a chat turn: chat tokens have ranges of their own.
         yield CalibrationSample("Explain this part of the language." if index % 2 else "", text)
 
 

@@ -89,9 +89,9 @@ def _silu(x: ir.Value) -> ir.Value | None:
 def _quick_gelu(x: ir.Value) -> ir.Value | None:
     for use in _uses(x):
         factors = [constant(each) for each in use.inputs if each is not x]
-        if use.op_type == "Mul" and len(factors) == 1 and factors[0] is not None:
-            if factors[0].size == 1 and np.isclose(factors[0].item(), 1.702):
-                return _gated(x, use.outputs[0])
+        factor = factors[0] if use.op_type == "Mul" and len(factors) == 1 else None
+        if factor is not None and factor.size == 1 and np.isclose(factor.item(), 1.702):
+            return _gated(x, use.outputs[0])
     return None
 
 
@@ -134,4 +134,3 @@ def _fuse_residual(node: ir.Node) -> bool:
     node.replace_input_with(3, residual)
     replace(add.outputs[0], output)
     return True
-

@@ -6,8 +6,6 @@ narrow ones.
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
@@ -37,7 +35,8 @@ class MergeLinears(ir.passes.InPlacePass):
 
 def merged_name(names: list[str]) -> str:
     """`layer.q_proj`, `layer.k_proj` -> `layer.q_proj+k_proj`."""
-    parent = os.path.commonprefix([name.rpartition(".")[0] + "." for name in names])
+    parents = {name.rpartition(".")[0] + "." for name in names}
+    parent = parents.pop() if len(parents) == 1 else ""
     return parent + "+".join(name.removeprefix(parent) for name in names)
 
 
@@ -78,7 +77,9 @@ def _concatenate(graph: ir.Graph, parts: list[ir.Value | None], name: str) -> ir
     shape = ir.Shape([sum(int(tensor.shape[0]) for tensor in tensors if tensor), *first.shape[1:]])
 
     def read() -> ir.Tensor:
-        return ir.Tensor(np.concatenate([tensor.numpy() for tensor in tensors if tensor is not None]))
+        return ir.Tensor(
+            np.concatenate([tensor.numpy() for tensor in tensors if tensor is not None])
+        )
 
     value = ir.Value(
         name=name,

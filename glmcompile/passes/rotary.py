@@ -31,7 +31,7 @@ class _Match:
 
 
 class FuseRotary(ir.passes.InPlacePass):
-    """Requires shapes on heads' axes. Ensures RotaryEmbedding over `[1, tokens, heads * head_size]`.
+    """Requires shapes on heads' axes. Ensures RotaryEmbedding on `[1, tokens, heads * head_size]`.
 
     Heads that rotate only their first channels (`partial_rotary_factor`) become the operator's
     `rotary_embedding_dim`.
@@ -168,9 +168,9 @@ def _reshape(
 ) -> ir.Value:
     result = tape.op("Reshape", [value, _integers(tape, shape)])
     result.dtype = ir.DataType.FLOAT
-    result.shape = like.shape if like is not None else ir.Shape(
-        [each if each >= 0 else None for each in shape]
+    result.shape = (
+        like.shape
+        if like is not None
+        else ir.Shape([each if each >= 0 else None for each in shape])
     )
     return result
-
-

@@ -32,8 +32,8 @@ def quantize_models(
     """Quantize every component in place, as the recipe says.
 
     statistics: largest magnitude per channel, by observation name (see calibrate.observe).
-    Returns the scheme each linear layer got, by layer name. Raises CalibrationError for a layer that
-    the samples never reached.
+    Returns the scheme each linear layer got, by layer name.
+    Raises CalibrationError for a layer that the samples never reached.
     """
     quantized: dict[str, str] = {}
     embedding = models["embedding"]
@@ -86,9 +86,8 @@ def _convert_linear(
     initializers = _weight_initializers(model.graph, weight, read)
     tape = ir.tape.Tape(model.graph)
     if smoothing:
-        factors = _initializer(
-            model.graph, f"{weight.name}.input_scale", np.float32, [in_features], read, "input_scale"
-        )
+        name = f"{weight.name}.input_scale"
+        factors = _initializer(model.graph, name, np.float32, [in_features], read, "input_scale")
         scaled = tape.op("Mul", [x, factors])
         scaled.shape, scaled.dtype = x.shape, x.dtype
         x = scaled
@@ -167,9 +166,7 @@ def _initializer(
     tensor = ir.LazyTensor(
         lambda: ir.Tensor(getattr(read(), field)), dtype=kind, shape=ir.Shape(shape), name=name
     )
-    value = ir.Value(
-        name=name, shape=ir.Shape(shape), type=ir.TensorType(kind), const_value=tensor
-    )
+    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(kind), const_value=tensor)
     graph.register_initializer(value)
     return value
 
@@ -219,7 +216,7 @@ def _convert_embedding(model: ir.Model, table: ir.Value) -> None:
 
 
 def _convert_cache(model: ir.Model, statistics: Statistics) -> None:
-    """Int8 pools with one scale per head and channel, from the largest magnitudes calibration saw."""
+    """Int8 pools, one scale per head and channel from the largest magnitude in calibration."""
     for layer, node in enumerate(each for each in model.graph if each.op_type == "PagedAttention"):
         heads = node.attributes["kv_num_heads"].as_int()
         node.resize_inputs(V_SCALE + 1)

@@ -1,1 +1,1 @@
-"""Where engines run: each target is one file that lowers a graph for a device and opens a session."""
+"""Where engines run: each target lowers graphs for its device and opens sessions on it."""

@@ -40,7 +40,7 @@ def open_session(
         options.register_custom_ops_library(str(library))
     except Exception as error:  # ONNX Runtime raises its own unnamed types here
         raise NativeLibraryError(
-            f"{library}: ONNX Runtime {ort.__version__} cannot load the native operators ({error}). "
+            f"{library}: ONNX Runtime {ort.__version__} cannot load the operators ({error}). "
             "Reinstall glmcompile so that the library is built for this machine."
         ) from error
     return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,47 @@
+"""What an engine holds, as tables for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich.console import Group
+from rich.table import Table
+
+from glmcompile.artifact import Artifact
+
+
+def describe(artifact: Artifact) -> Group:
+    """The manifest of a verified engine: model, files, quantization, parity."""
+    manifest, model = artifact.manifest, artifact.model
+    facts = Table("", "", title=str(artifact.path), show_header=False)
+    facts.add_row("family", model.family)
+    facts.add_row("precision", manifest["precision"])
+    facts.add_row("target", manifest["target"])
+    facts.add_row(
+        "decoder",
+        f"{model.num_layers} layers, hidden {model.hidden_size}, {model.num_heads} heads, "
+        f"{model.num_kv_heads} KV heads of {model.head_size}, vocabulary {model.vocab_size}",
+    )
+    facts.add_row("context", f"{model.context_length} tokens")
+    if (quantization := manifest.get("quantization")) is not None:
+        counts = Counter(quantization["layers"].values())
+        facts.add_row("layers", ", ".join(f"{count} {name}" for name, count in counts.items()))
+        recipe, data = quantization["recipe"], quantization["data"]
+        facts.add_row("recipe", f"{recipe['name']}: {recipe['linear']}")
+        facts.add_row("KV cache", recipe["kv_cache"]["dtype"])
+        facts.add_row("calibration", f"{data['samples']} samples, {data['source']}")
+    facts.add_row("source", f"{manifest['source']['name']} {manifest['source']['sha256'][:16]}")
+    facts.add_row("tools", ", ".join(f"{k} {v}" for k, v in manifest["tools"].items()))
+
+    files = Table("file", "MiB", "SHA-256", title="files, all verified")
+    for name, entry in manifest["files"].items():
+        files.add_row(name, f"{entry['bytes'] / 2**20:.2f}", entry["sha256"][:16])
+
+    parity = Table(
+        "component", "output", "max error", "mean error", title="float32 graphs against torch"
+    )
+    for row in manifest["parity"]:
+        parity.add_row(
+            row["component"], row["output"], f"{row['max_error']:.1e}", f"{row['mean_error']:.1e}"
+        )
+    return Group(facts, files, parity)
