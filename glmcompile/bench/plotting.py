@@ -33,7 +33,7 @@ def plot(result: dict[str, Any], path: str | Path) -> None:
     # Without pyplot there is no display to look for and nothing to close.
     figure = Figure(figsize=(10, 5), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, width_ratios=[3, 1])
+    left, right = figure.subplots(1, 2, width_ratios=[2.5, 1])
     _ratios(left, result)
     _accuracy(right, result)
     machine = result["machine"]
@@ -45,9 +45,12 @@ def plot(result: dict[str, Any], path: str | Path) -> None:
 def _ratios(axes: Axes, result: dict[str, Any]) -> None:
     shown = [(m.title, m.value(result["ratio"])) for m in MEASURES]
     bars = [(title, value) for title, value in shown if value is not None][::-1]
+    # Behind the bars, so that it does not cross the figures beside the short ones.
+    axes.axvline(1, color="grey", linewidth=1, zorder=0)
     drawn = axes.barh([title for title, _ in bars], [value for _, value in bars], color=_BLUE)
-    axes.bar_label(drawn, fmt="%.1fx", padding=3)
-    axes.axvline(1, color="black", linewidth=1)
+    labels = axes.bar_label(drawn, fmt="%.1fx", padding=3)
+    for label in labels:
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
     axes.margins(x=0.12)
     baseline, engine = headings(result)[1:3]
     axes.set_title(f"How many times better {engine} is than {baseline}")
@@ -61,9 +64,9 @@ def _accuracy(axes: Axes, result: dict[str, Any]) -> None:
         below = [100 * (match[n]["value"] - match[n]["low"]) for n in names]
         above = [100 * (match[n]["high"] - match[n]["value"]) for n in names]
         drawn = axes.bar(titles, values, yerr=[below, above], capsize=5, color=[_ORANGE, _BLUE])
-        axes.bar_label(drawn, fmt="%.1f %%", label_type="center")
-        axes.set_ylim(0, 100)
-        axes.set_title(f"Exact match, {match['samples']} samples")
+        axes.bar_label(drawn, fmt="%.1f %%", padding=4)
+        axes.set_ylim(0, 110)
+        axes.set_title(f"Exact match (%)\n{match['samples']} samples, 95 % intervals")
         return
     perplexity = result["accuracy"]["teacher_forcing"]["perplexity"]
     drawn = axes.bar(titles, [perplexity[name] for name in names], color=[_ORANGE, _BLUE])

@@ -66,7 +66,7 @@ def accuracy_rows(result: dict[str, Any]) -> list[Row]:
     rows.append(
         Row(
             f"perplexity, {scope}",
-            tuple(f"{forced['perplexity'][name]:.3f}" for name in names),
+            tuple(_perplexity(forced["perplexity"][name]) for name in names),
             "" if increase is None else f"{increase:+.2%}",
         )
     )
@@ -77,6 +77,11 @@ def accuracy_rows(result: dict[str, Any]) -> list[Row]:
         divergence = f"{forced['kl_divergence']:.2g} nats"
         rows.append(Row(f"KL({reference} || {engine}) per token", blank, divergence))
     return rows
+
+
+def _perplexity(value: float) -> str:
+    # Models that guess reach any size.
+    return f"{value:.3f}" if value < 1e4 else f"{value:.3g}"
 
 
 def _difference(match: dict[str, Any]) -> str:
@@ -99,8 +104,8 @@ def machine_line(result: dict[str, Any]) -> str:
 
 
 def render_table(result: dict[str, Any]) -> Table:
-    """Medians of both engines side by side, accuracy below, the machine as the caption."""
-    table = Table(caption=machine_line(result), caption_justify="left")
+    """Medians of both engines side by side, accuracy below, the notes as the caption."""
+    table = Table(caption=" ".join(notes(result)), caption_justify="left")
     for index, heading in enumerate(headings(result)):
         table.add_column(heading, justify="left" if index == 0 else "right")
     columns = len(table.columns)
@@ -122,17 +127,26 @@ def render_markdown(result: dict[str, Any]) -> str:
         cells = [row.title, *row.cells, row.comparison][: len(columns)]
         # A bar inside a cell would end it.
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    lines += ["", *(_notes(result)), ""]
+    lines += ["", *notes(result), ""]
     return "\n".join(lines)
 
 
-def _notes(result: dict[str, Any]) -> list[str]:
-    notes = ["Medians; prompts are distinct, prefix reuse and the image cache are off."]
+def notes(result: dict[str, Any]) -> list[str]:
+    """What a reader of the table needs to know, a sentence or two each."""
+    figures = result[engine_names(result)[-1]]
+    lengths = [f"text prompts have {figures['text_prompt_tokens']['median']:.0f} tokens"]
+    if "screenshot_prompt_tokens" in figures:
+        shown = figures["screenshot_prompt_tokens"]["median"]
+        lengths.append(f"screenshot prompts {shown:.0f}, image included")
+    said = [
+        f"Medians; {', '.join(lengths)}. Every prompt is distinct; prefix reuse and the image "
+        "cache are off."
+    ]
     if "ratio" in result:
-        notes[0] += " The engines were measured in turns in one run."
+        said[0] += " The engines were measured in turns in one run."
         match = result["accuracy"].get("exact_match")
         if match:
             method = match["difference"]["method"]
-            notes.append(f"The difference has its {match['confidence']:.0%} interval ({method}).")
-    notes.append(f"Measured on {machine_line(result)}.")
-    return notes
+            said.append(f"The difference has its {match['confidence']:.0%} interval ({method}).")
+    said.append(f"Measured on {machine_line(result)}.")
+    return said

@@ -68,6 +68,7 @@ class Workloads:
         length = min(PREFILL_TOKENS, self.context_length - self.answer_tokens)
         done = self._generate(engine, [{"token_ids": self.text.prompt(length, repetition)}])[0]
         figures = {
+            "text_prompt_tokens": length,
             "prefill_tokens_per_s": length / done.timings.prefill,
             "decode_tokens_per_s": 1 / done.timings.per_token,
         }
@@ -81,6 +82,7 @@ class Workloads:
         done = self._generate(engine, [self._screen(repetition)])[0]
         timings = done.timings
         return {
+            "screenshot_prompt_tokens": done.usage.prompt_tokens,
             "preprocess_ms": timings.preprocess * 1e3,
             "vision_encode_ms": timings.vision * 1e3,
             "screenshot_prefill_tokens_per_s": done.usage.prompt_tokens

@@ -163,7 +163,7 @@ def _teacher_forcing(
     result: dict[str, Any] = {
         "samples": len(samples),
         "tokens": len(nll),
-        "scope": "answer tokens" if answers else "all tokens",
+        "scope": "answer tokens" if answers else "tokens of text",
         "perplexity": {name: metrics.perplexity(nll)},
     }
     if other is not None:
