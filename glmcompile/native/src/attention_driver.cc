@@ -14,8 +14,10 @@ namespace {
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr int kKeyPadding = 32;  // pack_tile reads key rows in steps up to this
-// Query rows of a task: enough to amortise packing a tile of keys, few enough to balance threads.
-constexpr int kTaskRows = 128;
+// Query rows of a task: many, to pack a tile of keys once for all of them, unless that leaves too
+// few tasks to balance threads.
+constexpr int kTaskRows = 6 * kRowBlock, kSmallTaskRows = 3 * kRowBlock;
+constexpr int kTasksPerThread = 8;
 // Below this many multiply-adds a call is over before other threads would have woken up.
 constexpr double kSerialWork = 4e5;
 
@@ -86,10 +88,9 @@ class Run {
   void execute() {
     make_tasks();
     if (tasks_.empty()) return;
-    const size_t threads = std::max(1u, std::thread::hardware_concurrency());
     if (work_ < kSerialWork) {
       for (const Task& task : tasks_) run_task(task);
-    } else if (tasks_.size() >= 4 * threads || !split(4 * threads)) {
+    } else if (tasks_.size() >= 4 * threads_ || !split(4 * threads_)) {
       context_.parallel_for(tasks_.size(), [&](size_t i) { run_task(tasks_[i]); });
     } else {
       context_.parallel_for(units_.size(), [&](size_t i) { run_unit(units_[i]); });
@@ -99,7 +100,10 @@ class Run {
 
  private:
   void make_tasks() {
-    const int step = std::max(1, kTaskRows / group_);
+    int64_t rows = 0;
+    for (const Segment& segment : p_.segments) rows += segment.queries * p_.num_heads;
+    const bool many = rows / kTaskRows >= static_cast<int64_t>(kTasksPerThread * threads_);
+    const int step = std::max(1, (many ? kTaskRows : kSmallTaskRows) / group_);
     for (const Segment& segment : p_.segments) {
       for (int64_t first = 0; first < segment.queries; first += step) {
         Task task{&segment, 0, first,
@@ -235,6 +239,8 @@ class Run {
     const int rows = task.count * group_;
     for (int first = 0; first < rows; first += kRowBlock) {
       const int block = std::min(kRowBlock, rows - first);
+      prefetch_keys(task, base + kKeyTile + static_cast<int64_t>(kKeyTile) * first / rows,
+                    base + kKeyTile + static_cast<int64_t>(kKeyTile) * (first + block) / rows);
       int begin[kRowBlock], end[kRowBlock];
       bool any = false;
       for (int i = 0; i < block; ++i) {
@@ -263,6 +269,30 @@ class Run {
     }
   }
 
+  // The packed row of a key in the store, or -1 when its page is unmapped.
+  int64_t stored_row(const Segment& segment, int64_t key) const {
+    if (p_.block_size == 0) return segment.first_key + key;
+    const int64_t block = segment.blocks[key / p_.block_size];
+    return block < 0 ? -1 : block * p_.block_size + key % p_.block_size;
+  }
+
+  // Asks for keys and values of the next tile. They lie a whole token apart, which hardware
+  // prefetchers do not follow.
+  void prefetch_keys(const Task& task, int64_t begin, int64_t end) const {
+    const Segment& segment = *task.segment;
+    end = std::min(end, last_key(segment, task.first + task.count - 1));
+    const int64_t bytes = p_.head_size * element_size_;
+    for (int64_t key = begin; key < end; ++key) {
+      const int64_t row = stored_row(segment, key);
+      if (row < 0) continue;
+      const int64_t offset = (row * p_.token_stride + task.kv_head * p_.head_size) * element_size_;
+      for (int64_t line = 0; line < bytes; line += 64) {
+        __builtin_prefetch(static_cast<const char*>(p_.keys) + offset + line, 0, 2);
+        __builtin_prefetch(static_cast<const char*>(p_.values) + offset + line, 0, 2);
+      }
+    }
+  }
+
   // True when a page of the tile is unmapped; `bias` then hides its keys.
   bool pack_tile(const Task& task, int64_t base, int count, PackedTile tile, float* bias) const {
     alignas(64) static const char zeros[kMaxHeadSize * sizeof(float)] = {};
@@ -272,16 +302,11 @@ class Run {
     const Segment& segment = *task.segment;
     bool unmapped = false;
     for (int i = 0; i < count; ++i) {
-      int64_t token = segment.first_key + base + i;
-      bool mapped = true;
-      if (p_.block_size > 0) {
-        const int64_t block = segment.blocks[(base + i) / p_.block_size];
-        mapped = block >= 0;
-        token = block * p_.block_size + (base + i) % p_.block_size;
-      }
+      const int64_t row = stored_row(segment, base + i);
+      const bool mapped = row >= 0;
       bias[i] = mapped ? 0.0f : kMinusInfinity;
       unmapped |= !mapped;
-      const int64_t offset = (token * p_.token_stride + head) * element_size_;
+      const int64_t offset = (row * p_.token_stride + head) * element_size_;
       keys[i] = mapped ? static_cast<const char*>(p_.keys) + offset : zeros;
       values[i] = mapped ? static_cast<const char*>(p_.values) + offset : zeros;
     }
@@ -326,6 +351,9 @@ class Run {
   const int group_;
   const int head_;
   const int64_t element_size_;
+  // An upper bound: the context does not tell the size of ONNX Runtime's pool. It decides how work
+  // is cut, never what is computed.
+  const size_t threads_ = std::max(1u, std::thread::hardware_concurrency());
   std::vector<Task> tasks_;
   std::vector<Unit> units_;
   double work_ = 0;

@@ -95,18 +95,25 @@ class FloatKernels {
   template <int R, int N>
   static void block(const float* a, int lda, const float* b, int b_vector, int b_step, float* c,
                     int ldc, int depth) {
-    F sum[R][N];
+    F sum[R][N];  // in registers only once every loop over it is unrolled
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
       for (int j = 0; j < N; ++j) sum[r][j] = V::set(0.0f);
     for (int k = 0; k < depth; ++k, b += b_step) {
       F right[N];
+#pragma GCC unroll 8
       for (int j = 0; j < N; ++j) right[j] = V::load(b + j * b_vector);
+#pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const F left = V::set(a[r * lda + k]);
+#pragma GCC unroll 8
         for (int j = 0; j < N; ++j) sum[r][j] = V::fma(left, right[j], sum[r][j]);
       }
     }
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
       for (int j = 0; j < N; ++j) V::store(c + r * ldc + j * W, sum[r][j]);
   }
 

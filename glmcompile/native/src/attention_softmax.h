@@ -12,18 +12,17 @@ namespace {
 constexpr float kMinusInfinity = -__builtin_inff();
 
 // 2^x for x <= 0, relative error below 2e-7; exactly 1 at 0 and exactly 0 from -127 on.
-// Minimax polynomial of degree 5 on [-1/2, 1/2].
+// Minimax polynomial of degree 5 for the fraction, in [-1/2, 1/2].
 template <class V>
 inline typename V::F exp2(typename V::F x) {
-  x = V::max(x, V::set(-127.0f));
-  const typename V::F n = V::round(x), f = V::sub(x, n);
+  const typename V::F f = V::fraction(x);
   typename V::F p = V::set(1.327647198e-03f);
   p = V::fma(p, f, V::set(9.675541334e-03f));
   p = V::fma(p, f, V::set(5.550713274e-02f));
   p = V::fma(p, f, V::set(2.402211972e-01f));
   p = V::fma(p, f, V::set(6.931469671e-01f));
   p = V::fma(p, f, V::set(1.0f));
-  return V::scale_by_pow2(p, n);
+  return V::times_pow2(p, x);
 }
 
 // cap * tanh(x / cap) for scores in the base-2 domain.
@@ -49,6 +48,10 @@ inline void softmax_row(float* scores, int from, int to, int begin, int end, con
   typename V::F top = V::set(kMinusInfinity);
   for (int key = from; key < to; key += kWidth) {
     typename V::F s = V::load(scores + key);
+    if (cap == 0 && bias == nullptr && key >= begin && key + kWidth <= end) {
+      top = V::max(top, s);
+      continue;
+    }
     if (cap > 0) s = soft_cap<V>(s, cap);
     if (bias != nullptr) s = V::add(s, V::load(bias + key));
     if (key < begin || key + kWidth > end) {

@@ -29,10 +29,14 @@ struct VecAvx2 {
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
-  static F round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  static F scale_by_pow2(F x, F n) {
-    const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-    return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23)));
+  static F fraction(F x) {
+    x = max(x, set(-127.0f));
+    return sub(x, nearest(x));
+  }
+  static F times_pow2(F y, F x) {
+    const __m256i n = _mm256_cvtps_epi32(nearest(max(x, set(-127.0f))));
+    const __m256i biased = _mm256_add_epi32(n, _mm256_set1_epi32(127));
+    return _mm256_mul_ps(y, _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23)));
   }
   static F keep(F x, int begin, int end) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -66,6 +70,11 @@ struct VecAvx2 {
       r[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
       r[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
     }
+  }
+
+ private:
+  static F nearest(F x) {
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
 };
 

@@ -33,15 +33,17 @@ struct VecPortable {
   static F div(F a, F b) { return a / b; }
   static F fma(F a, F b, F c) { return a * b + c; }
   static F max(F a, F b) { return a > b ? a : b; }
-  static F round(F x) {  // |x| < 2^22
-    const F magic = set(12582912.0f);
-    return (x + magic) - magic;
+  // x - round(x), for x <= 0; anything in [-1/2, 1/2] from -127 on.
+  static F fraction(F x) {
+    x = max(x, set(-127.0f));
+    return x - nearest(x);
   }
-  static F scale_by_pow2(F x, F n) {  // n integral, in [-127, 127]; -127 gives zero
-    const I bits = (__builtin_convertvector(n, I) + 127) << 23;
+  // y * 2^round(x), for x <= 0; zero from -127 on.
+  static F times_pow2(F y, F x) {
+    const I bits = (__builtin_convertvector(nearest(max(x, set(-127.0f))), I) + 127) << 23;
     F factor;
     std::memcpy(&factor, &bits, sizeof(factor));
-    return x * factor;
+    return y * factor;
   }
   // Lanes [begin, end) of x, -inf elsewhere.
   static F keep(F x, int begin, int end) {
@@ -57,6 +59,12 @@ struct VecPortable {
     F out[4];
     for (int i = 0; i < 4; ++i) out[i] = F{rows[0][i], rows[1][i], rows[2][i], rows[3][i]};
     for (int i = 0; i < 4; ++i) rows[i] = out[i];
+  }
+
+ private:
+  static F nearest(F x) {  // |x| < 2^22
+    const F magic = set(12582912.0f);
+    return (x + magic) - magic;
   }
 };
 
