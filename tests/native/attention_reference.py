@@ -21,7 +21,7 @@ ISAS = ("portable", "avx2", "avx512")
 
 # Largest difference from float64, relative to the largest value attended.
 FLOAT32_TOLERANCE = 2e-6  # float32 rounding of sums over keys and channels
-INT8_CACHE_TOLERANCE = 1e-4  # and 16-bit queries and probabilities against the int8 cache
+INT8_CACHE_TOLERANCE = 3e-4  # 16-bit queries and probabilities; the cache itself errs by 4e-3
 REDUCED_TOLERANCE = 3e-3  # compute_type bfloat16: 8 bits of significand
 
 PAGED_INPUTS = [
