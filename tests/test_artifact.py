@@ -1,0 +1,133 @@
+"""An engine directory is verified when it is opened, and is written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from glmcompile.artifact import MANIFEST, Artifact, open_artifact, staged, write_manifest
+from glmcompile.config import ModelConfig
+from glmcompile.errors import ArtifactError
+
+MODEL = ModelConfig("llama", 64, 2, 4, 2, 16, 100, 128, (1, 2))
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    """A directory with the layout of an engine; its graphs are never run here."""
+    output = tmp_path / "engine"
+    with staged(output) as stage:
+        (stage / "decoder.onnx").write_bytes(b"graph")
+        (stage / "weights.bin").write_bytes(bytes(range(256)) * 16)
+        write_manifest(stage, MODEL, {"precision": "int8", "required_cpu_features": []})
+    return output
+
+
+def edit(engine: Path, change: Callable[[dict], None]) -> None:
+    manifest = json.loads((engine / MANIFEST).read_text())
+    change(manifest)
+    (engine / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_an_engine_opens_with_its_model(engine: Path) -> None:
+    artifact = open_artifact(engine)
+    assert isinstance(artifact, Artifact)
+    assert artifact.model == MODEL
+    assert artifact.components == ("decoder",)
+    assert artifact.size == 5 + 4096
+
+
+def test_a_missing_file_is_named(engine: Path) -> None:
+    (engine / "weights.bin").unlink()
+    with pytest.raises(ArtifactError, match=r"weights\.bin: missing"):
+        open_artifact(engine)
+
+
+def test_a_truncated_file_is_named(engine: Path) -> None:
+    with (engine / "weights.bin").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(ArtifactError, match=r"weights\.bin: 100 bytes where .* 4096"):
+        open_artifact(engine, verify=False)
+
+
+def test_an_altered_byte_is_found(engine: Path) -> None:
+    with (engine / "weights.bin").open("r+b") as file:
+        file.write(b"\xff")
+    with pytest.raises(ArtifactError, match=r"weights\.bin: its SHA-256 differs"):
+        open_artifact(engine)
+
+
+def test_a_newer_format_asks_for_an_upgrade(engine: Path) -> None:
+    edit(engine, lambda manifest: manifest.update(format_version=99))
+    with pytest.raises(ArtifactError, match="format 99.*upgrade"):
+        open_artifact(engine)
+
+
+def test_a_missing_cpu_feature_is_named(engine: Path) -> None:
+    edit(engine, lambda manifest: manifest.update(required_cpu_features=["warp_drive"]))
+    with pytest.raises(ArtifactError, match="warp_drive"):
+        open_artifact(engine)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 1}'])
+def test_a_damaged_manifest_is_named(engine: Path, text: str) -> None:
+    (engine / MANIFEST).write_text(text)
+    with pytest.raises(ArtifactError, match=r"manifest\.json: damaged"):
+        open_artifact(engine)
+
+
+def test_what_is_not_an_engine_is_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no such engine directory"):
+        open_artifact(tmp_path / "nowhere")
+    with pytest.raises(ArtifactError, match="not an engine"):
+        open_artifact(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="it is a checkpoint"):
+        open_artifact(tmp_path)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_nothing_is_left_when_writing_fails(tmp_path: Path, error: type[BaseException]) -> None:
+    def fail_half_way() -> None:
+        with staged(tmp_path / "engine") as stage:
+            (stage / "weights.bin").write_bytes(b"half")
+            raise error
+
+    with pytest.raises(error):
+        fail_half_way()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_an_error_that_says_so(tmp_path: Path) -> None:
+    def fill_disk() -> None:
+        with staged(tmp_path / "engine"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ArtifactError, match="the disk is full"):
+        fill_disk()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_is_replaced_only_on_request(engine: Path) -> None:
+    with pytest.raises(ArtifactError, match="already exists.*--overwrite"), staged(engine):
+        pytest.fail("the output is taken")
+    before = (engine / MANIFEST).read_bytes()
+    with pytest.raises(RuntimeError), staged(engine, overwrite=True):
+        raise RuntimeError
+    assert (engine / MANIFEST).read_bytes() == before
+    with staged(engine, overwrite=True) as stage:
+        shutil.copyfile(engine / "weights.bin", stage / "weights.bin")
+        write_manifest(stage, MODEL, {"precision": "fp32", "required_cpu_features": []})
+    assert open_artifact(engine).manifest["precision"] == "fp32"
+
+
+def test_other_peoples_files_are_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="already exists"), staged(tmp_path, overwrite=True):
+        pytest.fail("the output is taken")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
