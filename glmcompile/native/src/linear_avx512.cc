@@ -19,9 +19,10 @@ inline __m512i broadcast4(const std::uint8_t* p) {
 // tile [rows][32] = `rows` rows of uint8 times `blocks` blocks of 16 channels.
 template <int rows, int blocks>
 void multiply_tile(const std::uint8_t* a, std::int64_t stride, const std::int8_t* w,
-                   std::int64_t block_bytes, std::int64_t k_blocks, WeightsAhead& ahead,
+                   std::int64_t block_bytes, std::int64_t k_blocks, WeightsAhead& group_ahead,
                    std::int32_t* tile) {
   __m512i acc[rows][blocks];
+  WeightsAhead ahead = group_ahead;
 #pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 2
@@ -38,6 +39,13 @@ void multiply_tile(const std::uint8_t* a, std::int64_t stride, const std::int8_t
       __m512i b[blocks];
 #pragma GCC unroll 2
       for (int j = 0; j < blocks; ++j) b[j] = _mm512_loadu_si512(w + j * block_bytes + k4 * 64);
+      // One or two rows are nothing but a stream, which the processor's own prefetcher follows.
+      if constexpr (rows > 2) {
+#pragma GCC unroll 2
+        for (int j = 0; j < blocks; ++j) {
+          _mm_prefetch(ahead.at + (2 * k4 + j) * ahead.step, _MM_HINT_T1);
+        }
+      }
 #pragma GCC unroll 12
       for (int r = 0; r < rows; ++r) {
         const __m512i q = broadcast4(base[r / 3] + (r % 3) * stride + k4 * 4);
@@ -45,11 +53,12 @@ void multiply_tile(const std::uint8_t* a, std::int64_t stride, const std::int8_t
         for (int j = 0; j < blocks; ++j) acc[r][j] = _mm512_dpbusd_epi32(acc[r][j], q, b[j]);
       }
     }
-    ahead.step();
+    ahead.at += WeightsAhead::kPerBlock * ahead.step;
     w += kBlockK * kBlockN;
 #pragma GCC unroll 4
     for (int g = 0; g < groups; ++g) base[g] += kBlockK;
   }
+  group_ahead = ahead;
 #pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 2

@@ -20,26 +20,28 @@ inline void prefetch_write(const void* at) {
 }
 
 // Weights to prefetch while others are multiplied: the group after this one, spread evenly over
-// the blocks of 64 k, so that no pass over the rows waits for memory. Runs beyond the last weight
-// into whatever follows, which is harmless: prefetches do not fault.
+// the work, so that no pass over the rows waits for memory. Runs beyond the last weight into
+// whatever follows, which is harmless: prefetches do not fault.
 struct WeightsAhead {
-  const std::int8_t* at;
-  std::int64_t lines_per_block;  // cache lines to prefetch per block of 64 k
+  static constexpr std::int64_t kPerBlock = 32;  // prefetches per block of 64 k
 
-  void step() {
-    for (std::int64_t i = 0; i < lines_per_block; ++i) __builtin_prefetch(at + i * 64, 0, 2);
-    at += lines_per_block * 64;
-  }
+  const std::int8_t* at;
+  std::int64_t step;  // bytes from one prefetch to the next; below 64, some repeat a line
 };
 
-// Claims the cache lines of a tile's outputs while the tile is multiplied.
-inline void prefetch_outputs(const LinearProblem& p, std::int64_t row, std::int64_t rows,
+// Claims the cache lines of a tile's outputs, and fetches its residuals, while it is multiplied.
+inline void prefetch_epilogue(const LinearProblem& p, std::int64_t row, std::int64_t rows,
                              std::int64_t block) {
   const bool halved = p.activation == Activation::kSwiglu;
-  const float* at = p.output + row * p.output_width + block * (halved ? kBlockN / 2 : kBlockN);
-  for (std::int64_t r = 0; r < rows; ++r, at += p.output_width) {
-    prefetch_write(at);
-    if (!halved) prefetch_write(at + kBlockN);
+  const std::int64_t first = row * p.output_width + block * (halved ? kBlockN / 2 : kBlockN);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const std::int64_t at = first + r * p.output_width;
+    prefetch_write(p.output + at);
+    if (!halved) prefetch_write(p.output + at + kBlockN);
+    if (p.residual) {
+      __builtin_prefetch(p.residual + at);
+      if (!halved) __builtin_prefetch(p.residual + at + kBlockN);
+    }
   }
 }
 
@@ -48,7 +50,7 @@ inline void prefetch_outputs(const LinearProblem& p, std::int64_t row, std::int6
 // Tile provides kRows (the height of its register tile) and
 //   multiply(a, stride, rows, w, block_bytes, blocks, k_blocks, ahead, tile):
 //     tile [rows][32] int32 = rows of quantized activations times `blocks` (1 or 2) weight blocks;
-// it may call ahead.step() once per block of 64 k. V finishes the tile.
+// it may prefetch what lies ahead. V finishes the tile.
 template <class V, class Tile>
 void multiply_tiles(const LinearProblem& p, std::int64_t row_begin, std::int64_t row_end,
                     std::int64_t block_begin, std::int64_t block_end) {
@@ -63,18 +65,16 @@ void multiply_tiles(const LinearProblem& p, std::int64_t row_begin, std::int64_t
   if (row_tiles > 2 && kGroupBytes / p.block_bytes() > 2) {
     group = kGroupBytes / p.block_bytes() / 2 * 2;
   }
-  // One or two rows are nothing but a stream, which the processor's own prefetcher follows.
-  const std::int64_t lines_per_block =
-      row_end - row_begin <= 2 ? 0 : ceil_div(2 * kBlockN * kBlockK / 64, row_tiles);
+  const std::int64_t step = ceil_div(2 * kBlockN * kBlockK / WeightsAhead::kPerBlock, row_tiles);
   for (std::int64_t first = block_begin; first < block_end; first += group) {
     const std::int64_t last = first + group < block_end ? first + group : block_end;
-    WeightsAhead ahead{p.weight + last * p.block_bytes(), lines_per_block};
+    WeightsAhead ahead{p.weight + last * p.block_bytes(), step};
     for (std::int64_t row = row_begin; row < row_end; row += height) {
       const std::int64_t rows = row_end - row < height ? row_end - row : height;
       const std::uint8_t* a = p.rows + row * p.row_stride;
       for (std::int64_t block = first; block < last; block += 2) {
         const std::int64_t blocks = last - block < 2 ? 1 : 2;
-        prefetch_outputs(p, row, rows, block);
+        prefetch_epilogue(p, row, rows, block);
         Tile::multiply(a, p.row_stride, rows, p.weight + block * p.block_bytes(), p.block_bytes(),
                        blocks, p.k_blocks, ahead, tile);
         finish_tile<V>(p, tile, 2 * kBlockN, row, rows, block, blocks);
