@@ -1,0 +1,5 @@
+"""`python -m glmcompile`: the command line."""
+
+from glmcompile.cli import main
+
+main()

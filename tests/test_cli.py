@@ -1,0 +1,114 @@
+"""The command line: answers on stdout, errors as one clear line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import glmcompile
+from glmcompile.cli import main
+
+
+def invoke(*arguments: object, **options: object) -> Result:
+    return CliRunner().invoke(main, [str(each) for each in arguments], **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def engine(
+    tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    output = tmp_path_factory.mktemp("cli") / "engine"
+    result = invoke("compile", tiny_checkpoint("glm4v"), "-o", output, "--precision", "fp32")
+    assert result.exit_code == 0, result.output
+    assert "MiB" in result.output
+    return output
+
+
+@pytest.fixture
+def screen(tmp_path: Path) -> Path:
+    file = tmp_path / "screen.png"
+    Image.new("RGB", (84, 112), "teal").save(file)
+    return file
+
+
+def test_run_prints_the_engines_answer(engine: Path, screen: Path) -> None:
+    options = ("--image", screen, "--prompt", "What?", "--max-tokens", 6)
+    whole, streamed = invoke("run", engine, *options), invoke("run", engine, *options, "--stream")
+    with glmcompile.load(engine) as loaded:
+        expected = loaded.generate(prompt="What?", images=[screen], max_tokens=6).text
+    assert whole.exit_code == 0
+    assert whole.stdout == streamed.stdout == expected + "\n"
+
+
+def test_run_reads_the_prompt_from_stdin_and_reports_counts(engine: Path) -> None:
+    options = ("--prompt", "-", "--max-tokens", 3, "--stats", "--temperature", 0.8, "--seed", 1)
+    result = invoke("run", engine, *options, input="Hello")
+    assert result.exit_code == 0
+    assert json.loads(result.stderr)["usage"]["completion_tokens"] <= 3
+
+
+def test_inspect_names_family_files_and_parity(engine: Path) -> None:
+    text = invoke("inspect", engine).output
+    for word in ("glm4v", "fp32", "weights.bin", "vision_encoder"):
+        assert word in text
+    assert json.loads(invoke("inspect", engine, "--json").output)["precision"] == "fp32"
+
+
+@pytest.mark.parametrize("command", ["compile", "run", "bench", "inspect"])
+def test_every_command_has_help(command: str) -> None:
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) > 5
+
+
+def refused(result: Result, *words: str) -> None:
+    assert result.exit_code == 2
+    assert result.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in result.output
+    for word in words:
+        assert word in result.stderr
+
+
+def test_what_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    refused(invoke("compile", tmp_path / "gone", "-o", tmp_path / "e"), "gone")
+    refused(invoke("compile", tmp_path, "-o", tmp_path / "e"), "config.json")
+
+
+def test_an_unsupported_architecture_lists_the_supported_ones(tmp_path: Path) -> None:
+    config = {"architectures": ["FancyForCausalLM"], "model_type": "fancy"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = invoke("compile", tmp_path, "-o", tmp_path / "e")
+    refused(result, "FancyForCausalLM", "Glm4vForConditionalGeneration", "LlamaForCausalLM")
+
+
+def test_an_image_that_is_not_one_is_refused(engine: Path, tmp_path: Path) -> None:
+    (tmp_path / "screen.png").write_text("no picture")
+    result = invoke("run", engine, "--image", tmp_path / "screen.png", "--prompt", "x")
+    refused(result, "screen.png")
+
+
+def test_a_prompt_longer_than_the_context_is_refused(engine: Path) -> None:
+    refused(invoke("run", engine, "--prompt", "word " * 4000), "context")
+
+
+def test_a_sampling_option_out_of_range_is_refused(engine: Path) -> None:
+    refused(invoke("run", engine, "--prompt", "x", "--top-p", "3"), "top_p")
+
+
+def test_an_altered_engine_is_refused(engine: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in engine.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    with (copy / "weights.bin").open("r+b") as weights:
+        weights.write(b"altered")
+    refused(invoke("inspect", copy), "weights.bin", "SHA-256")
+
+
+def test_a_taken_output_is_refused(engine: Path, tiny_checkpoint: Callable[[str], Path]) -> None:
+    refused(invoke("compile", tiny_checkpoint("llama"), "-o", engine), "already exists")
