@@ -6,6 +6,7 @@
 #pragma once
 
 #include "linear_epilogue.h"
+#include "linear_prefetch.h"
 
 namespace glmcompile {
 
@@ -46,7 +47,7 @@ class PendingTile {
 // acc [row_tiles * 16][32] = the product; finishes the pending tile meanwhile.
 template <class Tiles, class V, int row_tiles, int blocks>
 void multiply_amx(const LinearProblem& p, const std::uint8_t* a, const std::int8_t* w,
-                  PendingTile<V>& pending, std::int32_t* acc) {
+                  PendingTile<V>& pending, WeightsAhead& ahead, std::int32_t* acc) {
   Tiles::template zero<0>();
   if constexpr (blocks == 2) Tiles::template zero<1>();
   if constexpr (row_tiles == 2) Tiles::template zero<2>();
@@ -66,6 +67,8 @@ void multiply_amx(const LinearProblem& p, const std::uint8_t* a, const std::int8
       Tiles::template multiply<2, 5, 6>();
     }
     if constexpr (row_tiles == 2 && blocks == 2) Tiles::template multiply<3, 5, 7>();
+    for (int i = 0; i < 16 * blocks; ++i) __builtin_prefetch(ahead.at + i * ahead.step, 0, 2);
+    ahead.at += WeightsAhead::kPerBlock * ahead.step;
     pending.finish(slice);
   }
   pending.finish_all();
@@ -85,22 +88,29 @@ void multiply_tiles_amx(const LinearProblem& p, std::int64_t row_begin, std::int
   int current = 0;
   PendingTile<V> pending(p);
   Tiles::configure();
-  for (std::int64_t block = block_begin; block < block_end; block += 2) {
-    const std::int64_t blocks = block_end - block < 2 ? 1 : 2;
-    const std::int8_t* w = p.weight + block * p.block_bytes();
+  const std::int64_t row_tiles = ceil_div(row_end - row_begin, kAmxTileRows);
+  const std::int64_t group = group_blocks(p, row_tiles);
+  for (std::int64_t first = block_begin; first < block_end; first += group) {
+    const std::int64_t last = first + group < block_end ? first + group : block_end;
+    WeightsAhead ahead(p, last, row_tiles);
     for (std::int64_t row = row_begin; row < row_end; row += kAmxTileRows) {
       const std::int64_t rows = row_end - row < kAmxTileRows ? row_end - row : kAmxTileRows;
       const std::uint8_t* a = p.rows + row * p.row_stride;
-      std::int32_t* to = acc[current];
-      if (rows > 16) {
-        blocks == 2 ? multiply_amx<Tiles, V, 2, 2>(p, a, w, pending, to)
-                    : multiply_amx<Tiles, V, 2, 1>(p, a, w, pending, to);
-      } else {
-        blocks == 2 ? multiply_amx<Tiles, V, 1, 2>(p, a, w, pending, to)
-                    : multiply_amx<Tiles, V, 1, 1>(p, a, w, pending, to);
+      for (std::int64_t block = first; block < last; block += 2) {
+        const std::int64_t blocks = last - block < 2 ? 1 : 2;
+        const std::int8_t* w = p.weight + block * p.block_bytes();
+        std::int32_t* to = acc[current];
+        prefetch_epilogue(p, row, rows, block);
+        if (rows > 16) {
+          blocks == 2 ? multiply_amx<Tiles, V, 2, 2>(p, a, w, pending, ahead, to)
+                      : multiply_amx<Tiles, V, 2, 1>(p, a, w, pending, ahead, to);
+        } else {
+          blocks == 2 ? multiply_amx<Tiles, V, 1, 2>(p, a, w, pending, ahead, to)
+                      : multiply_amx<Tiles, V, 1, 1>(p, a, w, pending, ahead, to);
+        }
+        pending.set(to, row, rows, block, blocks);
+        current ^= 1;
       }
-      pending.set(to, row, rows, block, blocks);
-      current ^= 1;
     }
   }
   pending.finish_all();
