@@ -226,17 +226,20 @@ class Run {
     }
   }
 
-  // Packs one tile and attends it from every row of the task. The result goes to `apart`, or is
+  // Attends one tile from every row of the task. The result goes to `apart`, or is
   // folded into the workspace's state.
   void attend(const Task& task, int64_t tile, Workspace& space, const SoftmaxState* apart) const {
     const Segment& segment = *task.segment;
     const int64_t base = tile * kKeyTile;
     const int64_t limit = last_key(segment, task.first + task.count - 1);
     const int count = static_cast<int>(std::min<int64_t>(kKeyTile, limit - base));
-    float bias[kKeyTile];
-    const bool unmapped = pack_tile(task, base, count, space.tile, bias);
-
+    TileRows tile_rows;
+    find_rows(task, base, count, &tile_rows);
     const int rows = task.count * group_;
+    const bool packed = rows > kFewRows || kernels_.attend_unpacked == nullptr;
+    if (packed)
+      kernels_.pack_tile(tile_rows.keys, tile_rows.values, tile_rows.padded, p_.head_size,
+                         space.tile);
     for (int first = 0; first < rows; first += kRowBlock) {
       const int block = std::min(kRowBlock, rows - first);
       prefetch_keys(task, base + kKeyTile + static_cast<int64_t>(kKeyTile) * first / rows,
@@ -259,9 +262,22 @@ class Run {
       }
       const PackedQueries queries{static_cast<float*>(space.queries.rows) + first * head_,
                                   space.queries.scale + first};
-      kernels_.attend({queries, block, p_.head_size, space.tile, begin, end,
-                       unmapped ? bias : nullptr, p_.softcap * kLog2E, space.scores, result.max,
-                       result.sum, result.output});
+      const AttendTile call{queries,
+                            block,
+                            p_.head_size,
+                            space.tile,
+                            begin,
+                            end,
+                            tile_rows.unmapped ? tile_rows.bias : nullptr,
+                            p_.softcap * kLog2E,
+                            space.scores,
+                            result.max,
+                            result.sum,
+                            result.output};
+      if (packed)
+        kernels_.attend(call);
+      else
+        kernels_.attend_unpacked(call, tile_rows.keys, tile_rows.values);
       if (apart == nullptr)
         kernels_.fold(block, head_, result,
                       {space.state.max + first, space.state.sum + first,
@@ -269,11 +285,19 @@ class Run {
     }
   }
 
-  // The packed row of a key in the store, or -1 when its page is unmapped.
-  int64_t stored_row(const Segment& segment, int64_t key) const {
-    if (p_.block_size == 0) return segment.first_key + key;
-    const int64_t block = segment.blocks[key / p_.block_size];
-    return block < 0 ? -1 : block * p_.block_size + key % p_.block_size;
+  // Calls visit(key - begin, row in the store or -1 for an unmapped page) for keys [begin, end).
+  template <class Visit>
+  void for_each_key(const Segment& segment, int64_t begin, int64_t end, const Visit& visit) const {
+    if (p_.block_size == 0) {
+      for (int64_t key = begin; key < end; ++key) visit(key - begin, segment.first_key + key);
+      return;
+    }
+    for (int64_t key = begin; key < end;) {  // one page at a time: a division per key would show
+      const int64_t block = segment.blocks[key / p_.block_size], offset = key % p_.block_size;
+      const int64_t stop = std::min(end, key + p_.block_size - offset);
+      for (int64_t row = block * p_.block_size + offset; key < stop; ++key, ++row)
+        visit(key - begin, block < 0 ? -1 : row);
+    }
   }
 
   // Asks for keys and values of the next tile. They lie a whole token apart, which hardware
@@ -282,42 +306,41 @@ class Run {
     const Segment& segment = *task.segment;
     end = std::min(end, last_key(segment, task.first + task.count - 1));
     const int64_t bytes = p_.head_size * element_size_;
-    for (int64_t key = begin; key < end; ++key) {
-      const int64_t row = stored_row(segment, key);
-      if (row < 0) continue;
+    for_each_key(segment, begin, end, [&](int64_t, int64_t row) {
+      if (row < 0) return;
       const int64_t offset = (row * p_.token_stride + task.kv_head * p_.head_size) * element_size_;
       for (int64_t line = 0; line < bytes; line += 64) {
         __builtin_prefetch(static_cast<const char*>(p_.keys) + offset + line, 0, 2);
         __builtin_prefetch(static_cast<const char*>(p_.values) + offset + line, 0, 2);
       }
-    }
+    });
   }
 
-  // True when a page of the tile is unmapped; `bias` then hides its keys.
-  bool pack_tile(const Task& task, int64_t base, int count, PackedTile tile, float* bias) const {
-    alignas(64) static const char zeros[kMaxHeadSize * sizeof(float)] = {};
+  // Where the keys and values of one tile are.
+  struct TileRows {
     const void* keys[kKeyTile];
     const void* values[kKeyTile];
+    float bias[kKeyTile];   // -inf hides a key of an unmapped page
+    bool unmapped = false;  // whether there is one
+    int padded;             // rows that may be read
+  };
+
+  void find_rows(const Task& task, int64_t base, int count, TileRows* rows) const {
+    alignas(64) static const char zeros[kMaxHeadSize * sizeof(float)] = {};
     const int64_t head = static_cast<int64_t>(task.kv_head) * p_.head_size;
-    const Segment& segment = *task.segment;
-    bool unmapped = false;
-    for (int i = 0; i < count; ++i) {
-      const int64_t row = stored_row(segment, base + i);
-      const bool mapped = row >= 0;
-      bias[i] = mapped ? 0.0f : kMinusInfinity;
-      unmapped |= !mapped;
+    for_each_key(*task.segment, base, base + count, [&](int64_t i, int64_t row) {
       const int64_t offset = (row * p_.token_stride + head) * element_size_;
-      keys[i] = mapped ? static_cast<const char*>(p_.keys) + offset : zeros;
-      values[i] = mapped ? static_cast<const char*>(p_.values) + offset : zeros;
-    }
+      rows->keys[i] = row < 0 ? zeros : static_cast<const char*>(p_.keys) + offset;
+      rows->values[i] = row < 0 ? zeros : static_cast<const char*>(p_.values) + offset;
+      rows->bias[i] = row < 0 ? kMinusInfinity : 0.0f;
+      rows->unmapped |= row < 0;
+    });
     // Rows up to the padding are zero, so that a masked key never brings in NaN from old memory.
-    for (int i = count; i < kKeyTile && i % kKeyPadding != 0; ++i) {
-      keys[i] = values[i] = zeros;
-      bias[i] = kMinusInfinity;
+    rows->padded = (count + kKeyPadding - 1) / kKeyPadding * kKeyPadding;
+    for (int i = count; i < rows->padded; ++i) {
+      rows->keys[i] = rows->values[i] = zeros;
+      rows->bias[i] = kMinusInfinity;
     }
-    const int padded = (count + kKeyPadding - 1) / kKeyPadding * kKeyPadding;
-    kernels_.pack_tile(keys, values, padded, p_.head_size, tile);
-    return unmapped;
   }
 
   void finish(const Task& task, SoftmaxState state) const {

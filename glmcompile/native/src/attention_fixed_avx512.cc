@@ -284,8 +284,10 @@ class FixedKernels {
 const AttentionKernels& attention_fixed_avx512(Element element) {
   using I = FixedKernels<Int8Tile>;
   using F = FixedKernels<FloatTile>;
-  static constexpr AttentionKernels kInt8{I::pack_queries, I::pack_tile, I::attend, I::fold};
-  static constexpr AttentionKernels kFloat{F::pack_queries, F::pack_tile, F::attend, F::fold};
+  static constexpr AttentionKernels kInt8{I::pack_queries, I::pack_tile, I::attend, nullptr,
+                                          I::fold};
+  static constexpr AttentionKernels kFloat{F::pack_queries, F::pack_tile, F::attend, nullptr,
+                                           F::fold};
   return element == Element::kFloat ? kFloat : kInt8;
 }
 

@@ -51,29 +51,26 @@ class FloatKernels {
 
   static void attend(const AttendTile& task) {
     const int head_size = task.head_size, head = padded_head(head_size);
-    int from = kKeyTile, to = 0;
-    for (int r = 0; r < task.rows; ++r) {
-      if (task.begin[r] >= task.end[r]) continue;
-      from = task.begin[r] < from ? task.begin[r] : from;
-      to = task.end[r] > to ? task.end[r] : to;
-    }
-    from = from / W * W;
-    to = (to + W - 1) / W * W;
+    const auto [from, to] = key_range(task);
     float* scores = task.scratch;
     const float* keys = static_cast<const float*>(task.tile.keys);
     product(static_cast<const float*>(task.queries.rows), head, keys + static_cast<long>(from) * head_size, head_size * W, W,
             scores + from, kKeyTile, task.rows, (to - from) / W, head_size);
-    for (int r = 0; r < task.rows; ++r) {
-      float* row = scores + r * kKeyTile;
-      softmax_row<V>(row, from, to, task.begin[r], task.end[r], task.bias, task.softcap,
-                     task.max + r, task.sum + r, [row](int key, F p) {
-                       V::store(row + key, p);
-                       return p;
-                     });
-    }
+    softmax(task, from, to);
     const float* values = static_cast<const float*>(task.tile.values);
     product(scores + from, kKeyTile, values + static_cast<long>(from) * head, W, head, task.output,
             head, task.rows, head / W, to - from);
+  }
+
+  template <class T>
+  static void attend_unpacked(const AttendTile& task, const void* const* keys,
+                              const void* const* values) {
+    switch (task.rows) {
+      case 1: return attend_few<T, 1>(task, keys, values);
+      case 2: return attend_few<T, 2>(task, keys, values);
+      case 3: return attend_few<T, 3>(task, keys, values);
+      default: return attend_few<T, 4>(task, keys, values);
+    }
   }
 
   static void fold(int rows, int head, SoftmaxState tile, SoftmaxState state) {
@@ -88,6 +85,104 @@ class FloatKernels {
   static F load(const void* row, int d, int channels) {
     const T* p = static_cast<const T*>(row) + d;
     return channels == W ? V::load(p) : V::load_n(p, channels);
+  }
+
+  struct KeyRange {
+    int from, to;
+  };
+
+  // The keys any row attends, widened to whole vectors.
+  static KeyRange key_range(const AttendTile& task) {
+    int from = kKeyTile, to = 0;
+    for (int r = 0; r < task.rows; ++r) {
+      if (task.begin[r] >= task.end[r]) continue;
+      from = task.begin[r] < from ? task.begin[r] : from;
+      to = task.end[r] > to ? task.end[r] : to;
+    }
+    return {from / W * W, (to + W - 1) / W * W};
+  }
+
+  static void softmax(const AttendTile& task, int from, int to) {
+    for (int r = 0; r < task.rows; ++r) {
+      float* row = task.scratch + r * kKeyTile;
+      softmax_row<V>(row, from, to, task.begin[r], task.end[r], task.bias, task.softcap,
+                     task.max + r, task.sum + r, [row](int key, F p) {
+                       V::store(row + key, p);
+                       return p;
+                     });
+    }
+  }
+
+  // The sums of `attend`, in the same order, without packed keys and values in between.
+  template <class T, int R>
+  static void attend_few(const AttendTile& task, const void* const* keys,
+                         const void* const* values) {
+    const int head_size = task.head_size, head = padded_head(head_size);
+    const auto [from, to] = key_range(task);
+    const float* queries = static_cast<const float*>(task.queries.rows);
+    for (int key = from; key < to; key += W) {
+      F sum[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) sum[r] = V::set(0.0f);
+      int d = 0;
+      for (; d + W <= head_size; d += W)
+        score_channels<T, R, W>(queries + d, head, keys + key, d, sum);
+      if (d < head_size) score_channels<T, R, 8>(queries + d, head, keys + key, d, sum);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) V::store(task.scratch + r * kKeyTile + key, sum[r]);
+    }
+    softmax(task, from, to);
+    constexpr int N = V::kVectors;
+    int d = 0;
+    for (; d + N * W <= head_size; d += N * W) mix_values<T, R, N>(task, values, from, to, d);
+    for (; d < head_size; d += W) mix_values<T, R, 1>(task, values, from, to, d);
+    for (; d < head; d += W)
+      for (int r = 0; r < R; ++r) V::store(task.output + r * head + d, V::set(0.0f));
+  }
+
+  // Adds channels [d, d + C) of W keys to their scores.
+  template <class T, int R, int C>
+  static inline __attribute__((always_inline)) void score_channels(const float* queries, int head,
+                                                                   const void* const* keys, int d,
+                                                                   F* sum) {
+    F channel[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) channel[i] = load<T>(keys[i], d, C < W ? C : W);
+    V::transpose(channel);
+#pragma GCC unroll 16
+    for (int i = 0; i < (C < W ? C : W); ++i)
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+        sum[r] = V::fma(V::set(queries[r * head + i]), channel[i], sum[r]);
+  }
+
+  // output[r][d ...] = sum over keys of probability * value, for N vectors of channels.
+  template <class T, int R, int N>
+  static void mix_values(const AttendTile& task, const void* const* values, int from, int to,
+                         int d) {
+    const int head = padded_head(task.head_size);
+    const int last = task.head_size - d - (N - 1) * W < W ? task.head_size - d - (N - 1) * W : W;
+    F sum[R][N];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int j = 0; j < N; ++j) sum[r][j] = V::set(0.0f);
+    for (int key = from; key < to; ++key) {
+      F right[N];
+#pragma GCC unroll 8
+      for (int j = 0; j < N; ++j)
+        right[j] = load<T>(values[key], d + j * W, j + 1 < N ? W : last);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const F left = V::set(task.scratch[r * kKeyTile + key]);
+#pragma GCC unroll 8
+        for (int j = 0; j < N; ++j) sum[r][j] = V::fma(left, right[j], sum[r][j]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int j = 0; j < N; ++j) V::store(task.output + r * head + d + j * W, sum[r][j]);
   }
 
   // c[r][j] = sum over k of a[r * lda + k] * b[j * b_vector + k * b_step], in ascending k, for a
@@ -147,9 +242,10 @@ template <class V>
 const AttentionKernels& float_kernels(Element element) {
   using K = FloatKernels<V>;
   static constexpr AttentionKernels kFloat{K::pack_queries, K::template pack_tile<float>,
-                                           K::attend, K::fold};
+                                           K::attend, K::template attend_unpacked<float>, K::fold};
   static constexpr AttentionKernels kInt8{K::pack_queries, K::template pack_tile<std::int8_t>,
-                                          K::attend, K::fold};
+                                          K::attend, K::template attend_unpacked<std::int8_t>,
+                                          K::fold};
   return element == Element::kFloat ? kFloat : kInt8;
 }
 

@@ -17,6 +17,7 @@ namespace glmcompile {
 inline constexpr int kKeyTile = 128;
 inline constexpr int kMaxHeadSize = 256;
 inline constexpr int kHeadPadding = 32;  // packed rows and partial outputs are padded to this
+inline constexpr int kFewRows = 4;       // rows for which packing a tile does not pay
 inline constexpr int kRowBlock = 48;     // query rows that share one score buffer
 
 constexpr int padded_head(int head_size) {
@@ -75,6 +76,10 @@ struct AttentionKernels {
   void (*pack_tile)(const void* const* key_rows, const void* const* value_rows, int count,
                     int head_size, PackedTile packed);
   void (*attend)(const AttendTile& task);
+  // The same result straight from pack_tile's arguments, for decode: at most kFewRows rows. Null
+  // where packing costs less than it saves.
+  void (*attend_unpacked)(const AttendTile& task, const void* const* key_rows,
+                          const void* const* value_rows);
   void (*fold)(int rows, int padded_head, SoftmaxState tile, SoftmaxState state);
 };
 
