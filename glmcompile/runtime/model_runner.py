@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,7 @@ class ModelRunner:
         self._table = np.empty(sequences * limits.max_blocks_per_sequence, np.int32)
         self._rows = np.empty(sequences, np.int64)
         self._logits = np.empty((sequences, model.vocab_size), np.float32)
+        self._no_features = np.empty((0, model.hidden_size), np.float32)
         for layer in range(cache.num_layers):
             for kind in ("key", "value"):
                 self._decoder.input(f"{kind}_cache.{layer}", cache.pool(num_blocks))
@@ -168,7 +169,7 @@ class ModelRunner:
             seconds.append(spent)
             offset += chunk.count
         if not parts:
-            return np.empty((0, self._model.hidden_size), np.float32), _NO_ROWS, seconds
+            return self._no_features, _NO_ROWS, seconds
         if len(parts) == 1:
             return parts[0], rows[0], seconds
         return np.concatenate(parts), np.concatenate(rows), seconds
@@ -210,31 +211,25 @@ class _Binding:
     def __init__(self, session: ort.InferenceSession) -> None:
         self._session = session
         self._binding = session.io_binding()
-        self._bound: dict[str, NDArray[Any]] = {}
+        self._bound: dict[str, tuple[NDArray[Any], int]] = {}
 
     def input(self, name: str, array: NDArray[Any]) -> None:
-        if self._unchanged(name, array):
-            return
-        self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self._bound[name] = array
+        """Let the graph read `array`, which must be contiguous, from the next run on."""
+        self._bind(self._binding.bind_input, name, array)
 
     def output(self, name: str, array: NDArray[Any]) -> None:
-        if self._unchanged(name, array):
-            return
-        self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self._bound[name] = array
+        """Let the graph write into `array`, which must have the output's very shape."""
+        self._bind(self._binding.bind_output, name, array)
 
     def run(self) -> None:
         self._session.run_with_iobinding(self._binding)
 
-    def _unchanged(self, name: str, array: NDArray[Any]) -> bool:
-        """Whether the graph already reads or writes this very memory in this shape."""
+    def _bind(self, bind: Callable[..., None], name: str, array: NDArray[Any]) -> None:
+        address = array.ctypes.data
         bound = self._bound.get(name)
-        return (
-            bound is not None
-            and bound.shape == array.shape
-            and bound.ctypes.data == array.ctypes.data
-        )
+        if bound is None or bound[1] != address or bound[0].shape != array.shape:
+            bind(name, "cpu", 0, array.dtype, array.shape, address)
+            self._bound[name] = array, address
 
 
 def cache_dtype(decoder: ort.InferenceSession) -> np.dtype[Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,30 +124,32 @@ def candidates(
     Equally likely tokens come in the order of their ids. Without top_k and top_p the order is that
     of the ids, which needs no sorting.
     """
-    scaled = logits.astype(np.float64) / temperature
-    scaled -= scaled.max()
-    ids = np.arange(len(scaled))
-    if 0 < top_k < len(scaled):
-        kth = np.partition(scaled, -top_k)[-top_k]
-        ids = np.flatnonzero(scaled >= kth)
+    largest, ids = logits.max(), None
+    if 0 < top_k < len(logits):
+        ids = np.flatnonzero(logits >= np.partition(logits, -top_k)[-top_k])
     elif top_p >= 1:
-        return ids, _normalised(scaled)
-    if top_p < 1 and len(ids) > 2 * _NUCLEUS_GUESS:
-        total = np.exp(scaled).sum()
-        floor = np.partition(scaled, -_NUCLEUS_GUESS)[-_NUCLEUS_GUESS]
-        likely = np.flatnonzero(scaled >= floor)
-        weights = np.exp(scaled[likely]) / total
+        weights = _weights(logits, largest, temperature).astype(np.float64)
+        return np.arange(len(logits)), weights / weights.sum()
+    elif len(logits) > 2 * _NUCLEUS_GUESS:
+        total = _weights(logits, largest, temperature).sum(dtype=np.float64)
+        likely = np.flatnonzero(logits >= np.partition(logits, -_NUCLEUS_GUESS)[-_NUCLEUS_GUESS])
+        likely = _by_likelihood(likely, logits)
+        weights = _weights(logits[likely].astype(np.float64), largest, temperature) / total
         if weights.sum() >= top_p:
-            order = np.argsort(-scaled[likely], kind="stable")
-            return _nucleus(likely[order], weights[order], top_p)
-    ids = ids[np.argsort(-scaled[ids], kind="stable")]
-    probabilities = _normalised(scaled[ids])
+            return _nucleus(likely, weights, top_p)
+    ids = _by_likelihood(np.arange(len(logits)) if ids is None else ids, logits)
+    weights = _weights(logits[ids].astype(np.float64), largest, temperature)
+    probabilities = weights / weights.sum()
     return _nucleus(ids, probabilities, top_p) if top_p < 1 else (ids, probabilities)
 
 
-def _normalised(scaled: NDArray[np.float64]) -> NDArray[np.float64]:
-    weights = np.exp(scaled)
-    return weights / weights.sum()
+def _weights(logits: NDArray[Any], largest: Any, temperature: float) -> NDArray[Any]:
+    """Unnormalised probabilities, 1 for the most likely token, in the logits' own type."""
+    return np.exp((logits - largest) / logits.dtype.type(temperature))
+
+
+def _by_likelihood(ids: NDArray[np.int64], logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    return ids[np.argsort(-logits[ids], kind="stable")]
 
 
 def _nucleus(

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from glmcompile.errors import InputError
 from glmcompile.runtime.image_processor import ProcessedImage
 
+# Logits divided by less could overflow; vLLM draws the same line.
+_GREEDY_BELOW = 1e-5
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -21,7 +24,7 @@ class SamplingParams:
 
     max_tokens: None means as many as context and cache hold.
     min_tokens: no end-of-sequence or stop token before this many.
-    temperature: 0 takes the most likely token (greedy).
+    temperature: 0 takes the most likely token (greedy), and so does anything below 1e-5.
     top_k: sample among the k most likely tokens; 0 means all.
     top_p: sample among the most likely tokens whose probabilities reach this sum.
     repetition_penalty: > 1 discourages every token of prompt and answer (CTRL, Keskar et al. 2019).
@@ -58,6 +61,8 @@ class SamplingParams:
         self._integer("seed", 0, optional=True)
         self._integer("logprobs", 0, optional=True)
         self._number("temperature", 0.0, math.inf)
+        if self.temperature < _GREEDY_BELOW:
+            object.__setattr__(self, "temperature", 0.0)
         self._number("top_p", 0.0, 1.0, open_low=True)
         self._number("repetition_penalty", 0.0, math.inf, open_low=True)
         self._number("frequency_penalty", -2.0, 2.0)
