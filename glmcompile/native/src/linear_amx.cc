@@ -53,8 +53,6 @@ struct HardwareTiles {
 #define GLMCOMPILE_STORE(tile) _tile_stored(tile, to, stride)
     GLMCOMPILE_EACH_TILE(GLMCOMPILE_STORE);
 #undef GLMCOMPILE_STORE
-    // GCC's intrinsic does not say that it writes memory.
-    __asm__ volatile("" ::: "memory");
   }
   template <int c, int a, int b>
   static inline void multiply() {
