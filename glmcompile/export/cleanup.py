@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import optimizer
+from onnxscript import optimizer, rewriter
 
 from glmcompile.export.packed_projection import SplitPackedProjection
 
@@ -21,9 +21,13 @@ def simplify(model: ir.Model) -> None:
     level = log.level
     log.setLevel(logging.ERROR)  # it warns of every initializer without a value
     try:
-        optimizer.optimize_ir(model)
+        # Folding first: most of the tracer's nodes compute shapes, and the rewrites are slow.
+        optimizer.fold_constants(model, onnx_shape_inference=True)
+        optimizer.remove_unused_nodes(model)
         ir.passes.Sequential(StaticReshapes(), SplitPackedProjection(), RemoveNoOps())(model)
-        optimizer.optimize_ir(model)
+        optimizer.remove_unused_nodes(model)
+        rewriter.rewrite(model)
+        optimizer.optimize_ir(model, num_iterations=1)
     finally:
         log.setLevel(level)
 
