@@ -170,6 +170,12 @@ def run(
     type=click.Path(path_type=Path),
     help="Engine to compare with, usually the fp32 one of the same checkpoint.",
 )
+@click.option(
+    "--samples",
+    type=click.Path(path_type=Path),
+    help="Folder with samples.jsonl (prompt, answer, image) to judge answers by; "
+    "default: the bundled evaluation split.",
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the table as Markdown.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Write a picture (PNG).")
@@ -178,6 +184,7 @@ def run(
 def bench(
     engine: Path,
     baseline: Path | None,
+    samples: Path | None,
     json_file: Path | None,
     markdown: Path | None,
     plot: Path | None,
@@ -193,7 +200,9 @@ def bench(
     from glmcompile import bench as benchmark
 
     with _Progress() as progress:
-        result = benchmark.run(engine, baseline, quick=quick, threads=threads, progress=progress)
+        result = benchmark.run(
+            engine, baseline, quick=quick, samples=samples, threads=threads, progress=progress
+        )
     Console().print(benchmark.render_table(result))
     if json_file is not None:
         _write(json_file, lambda file: file.write_text(json.dumps(result, indent=1) + "\n"))
@@ -255,7 +264,7 @@ class _Progress:
         self._bars.stop()
 
     def stage(self, name: str, total: int | None = None) -> Callable[[int], None]:
-        """See compiler.Progress."""
+        """See glmcompile.progress.Progress."""
         self._finish()
         task = self._task = self._bars.add_task(name, total=total)
         return lambda done: self._bars.update(task, completed=done)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +22,7 @@ from glmcompile.errors import GlmcompileError
 from glmcompile.export import export_component, save_components
 from glmcompile.export.parity import ParityReport, check_parity
 from glmcompile.passes import simplify
+from glmcompile.progress import Progress, Silent
 from glmcompile.quantize.graph import quantize_models
 from glmcompile.quantize.schemes import DEFAULT_RECIPE, Float32, Recipe, load_recipe
 from glmcompile.targets.cpu.lower import lower
@@ -31,18 +32,6 @@ TARGETS = ("cpu",)
 KV_DTYPES = {"int8": "int8", "fp32": "float32"}
 COPIED_FILES = (TOKENIZER, "tokenizer_config.json", CHAT_TEMPLATE)
 TOOLS = ("glmcompile", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
-
-
-class Progress(Protocol):
-    """What long work tells of itself: a stage begins, and how far it is."""
-
-    def stage(self, name: str, total: int | None = None) -> Callable[[int], None]:
-        """Begin a stage of `total` steps; the returned function takes the steps done."""
-
-
-class _Silent:
-    def stage(self, name: str, total: int | None = None) -> Callable[[int], None]:
-        return lambda done: None
 
 
 def compile_checkpoint(
@@ -72,7 +61,7 @@ def compile_checkpoint(
         raise GlmcompileError(f"target {target}: expected one of {', '.join(TARGETS)}.")
     if kv_dtype is not None and kv_dtype not in KV_DTYPES:
         raise GlmcompileError(f"KV cache type {kv_dtype}: expected one of {', '.join(KV_DTYPES)}.")
-    progress = progress or _Silent()
+    progress = progress or Silent()
     plan = _plan(precision, recipe, kv_dtype)
     with staged(output, overwrite) as stage:
         source = open_checkpoint(checkpoint)

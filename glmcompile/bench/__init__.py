@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from glmcompile.evaluate.progress import Progress
+    from glmcompile.progress import Progress
 
 __all__ = ["plot", "render_markdown", "render_table", "run"]
 

@@ -15,7 +15,7 @@ from glmcompile.bench.measures import REQUESTS, nested, ratios, summary
 from glmcompile.bench.workloads import TextStream, Workloads, open_engine, screens
 from glmcompile.errors import InputError
 from glmcompile.evaluate.accuracy import evaluate, labels
-from glmcompile.evaluate.progress import Progress, Silent
+from glmcompile.progress import Progress, Silent
 from glmcompile.evaluate.samples import bundled_samples, user_samples
 from glmcompile.runtime.engine import Engine
 from glmcompile.targets.cpu import default_threads

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from glmcompile.errors import InputError
 from glmcompile.evaluate import intervals, metrics
-from glmcompile.evaluate.progress import Progress, Silent
+from glmcompile.progress import Progress, Silent
 from glmcompile.evaluate.samples import (
     AnswerEncoder,
     EvaluationSample,

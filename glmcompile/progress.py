@@ -1,4 +1,4 @@
-"""What long measurements tell of themselves."""
+"""What long work tells of itself, whoever shows it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Whoever shows progress implements this; the compiler reports in the same form."""
+    """Whoever shows progress implements this."""
 
     def stage(self, name: str, total: int | None = None) -> Callable[[int], None]:
         """Begin a stage of `total` steps; the returned function takes the steps done."""
