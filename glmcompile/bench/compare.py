@@ -15,8 +15,8 @@ from glmcompile.bench.measures import REQUESTS, nested, ratios, summary
 from glmcompile.bench.workloads import TextStream, Workloads, open_engine, screens
 from glmcompile.errors import InputError
 from glmcompile.evaluate.accuracy import evaluate, labels
-from glmcompile.progress import Progress, Silent
 from glmcompile.evaluate.samples import bundled_samples, user_samples
+from glmcompile.progress import Progress, Silent
 from glmcompile.runtime.engine import Engine
 from glmcompile.targets.cpu import default_threads
 

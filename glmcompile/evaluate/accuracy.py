@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from glmcompile.errors import InputError
 from glmcompile.evaluate import intervals, metrics
-from glmcompile.progress import Progress, Silent
 from glmcompile.evaluate.samples import (
     AnswerEncoder,
     EvaluationSample,
     bundled_samples,
     user_samples,
 )
+from glmcompile.progress import Progress, Silent
 from glmcompile.runtime.engine import Engine
 from glmcompile.runtime.sequence import SamplingParams
 from glmcompile.runtime.teacher_forcing import TeacherForcing
