@@ -251,6 +251,17 @@ def _tensors_of_file(file: Path) -> dict[str, StoredTensor]:
     }
 
 
+def _same_values(one: StoredTensor, other: StoredTensor | None) -> bool:
+    """Whether two stored tensors are copies: some checkpoints store a tied parameter twice."""
+    if other is None or (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    values = []
+    for stored in (one, other):
+        with safetensors.safe_open(stored.file, framework="pt") as handle:
+            values.append(handle.get_tensor(stored.key))
+    return torch.equal(*values)
+
+
 def _locate_parameters(
     directory: Path, architecture: str, config: transformers.PreTrainedConfig
 ) -> tuple[dict[str, StoredTensor], dict[str, str]]:
@@ -277,8 +288,10 @@ def _locate_parameters(
     tied = {
         target: source
         for target, source in (model.all_tied_weights_keys or {}).items()
-        if target not in parameters
+        if target not in parameters or _same_values(parameters[target], parameters.get(source))
     }
+    for target in tied:
+        parameters.pop(target, None)
     for name, shape in shapes.items():
         if name in tied:
             continue

@@ -55,6 +55,19 @@ def test_tied_lm_head_reads_the_embedding(tiny_checkpoint: Callable[[str], Path]
     assert open_checkpoint(tiny_checkpoint("glm4v")).tied == {}
 
 
+@pytest.mark.parametrize(("offset", "is_tied"), [(0.0, True), (1.0, False)])
+def test_head_stored_beside_its_embedding_is_tied_only_as_a_copy(
+    llama: Path, offset: float, is_tied: bool
+) -> None:
+    file = llama / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + offset
+    save_file(tensors, file)
+    checkpoint = open_checkpoint(llama)
+    assert ("lm_head.weight" in checkpoint.tied) == is_tied
+    assert torch.equal(checkpoint.tensor("lm_head.weight"), tensors["lm_head.weight"])
+
+
 def test_opening_uses_no_network(
     tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
