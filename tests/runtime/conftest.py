@@ -57,24 +57,28 @@ class TinyEngine:
 
 
 @pytest.fixture(scope="session")
-def tiny_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyEngine]:
-    """family name -> TinyEngine, compiled at first use.
+def tiny_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyEngine]:
+    """(family name, precision="fp32") -> TinyEngine, compiled at first use.
 
     Untied: a random model whose output layer is its embedding repeats its input for ever. In
     float32, so that transformers computes with the engine's weights.
     """
-    made: dict[str, TinyEngine] = {}
+    made: dict[tuple[str, str], TinyEngine] = {}
 
-    def engine(name: str) -> TinyEngine:
-        if name not in made:
+    def engine(name: str, precision: str = "fp32") -> TinyEngine:
+        if (name, precision) not in made:
             import torch
 
             from tests.checkpoints import write_checkpoint
 
-            directory = tmp_path_factory.mktemp(f"{name}_engine")
+            directory = tmp_path_factory.mktemp(f"{name}_{precision}")
             write_checkpoint(name, directory / "checkpoint", dtype=torch.float32, tied=False)
-            made[name] = TinyEngine(directory / "checkpoint", directory / "engine")
-            glmcompile.compile(made[name].checkpoint, made[name].path, precision="fp32")
-        return made[name]
+            recipe = directory / "short.toml"
+            recipe.write_text("[calibration]\nsamples = 4\n")
+            tiny = TinyEngine(directory / "checkpoint", directory / "engine")
+            options = {"recipe": recipe} if precision == "int8" else {}
+            glmcompile.compile(tiny.checkpoint, tiny.path, precision=precision, **options)
+            made[name, precision] = tiny
+        return made[name, precision]
 
     return engine

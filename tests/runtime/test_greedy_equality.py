@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from tests.runtime import reference
 from tests.runtime.conftest import TinyEngine
 from tests.runtime.images import noise
 
-Engines = Callable[[str], TinyEngine]
+Engines = Callable[..., TinyEngine]
 Requests = list[dict[str, Any]]
 
 ANSWER, PENALTY = 24, 1.5
@@ -38,20 +39,47 @@ def requests_for(family: str) -> Requests:
     ]
 
 
-@pytest.fixture(params=["glm4v", "qwen2_vl", "llama"], scope="module")
-def family(request: pytest.FixtureRequest) -> str:
+Case = tuple[str, str]  # family, precision
+CASES = [("glm4v", "fp32"), ("qwen2_vl", "fp32"), ("llama", "fp32"), ("glm4v", "int8")]
+
+
+@pytest.fixture(params=CASES, ids=" ".join, scope="module")
+def case(request: pytest.FixtureRequest) -> Case:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def alone(family: str, tiny_engine: Engines) -> list[tuple[int, ...]]:
+def answers_alone(tiny_engine: Engines) -> Callable[[Case], list[tuple[int, ...]]]:
     """Each answer by an engine that computes nothing else and reuses nothing."""
-    with tiny_engine(family).open(prefix_caching=False) as engine:
-        answers = [engine.generate(**request).token_ids for request in requests_for(family)]
-    # A model that said the same to everything would make every test here pass.
-    assert len(set(answers)) == len(answers)
-    assert all(len(answer) == ANSWER and len(set(answer)) > ANSWER // 2 for answer in answers)
+
+    @cache
+    def answers(case: Case) -> list[tuple[int, ...]]:
+        with tiny_engine(*case).open(prefix_caching=False) as engine:
+            found = [engine.generate(**request).token_ids for request in requests_for(case[0])]
+        # A model that said the same to everything would make every test here pass.
+        assert len(set(found)) == len(found)
+        assert all(len(ids) == ANSWER and len(set(ids)) > ANSWER // 2 for ids in found)
+        return found
+
     return answers
+
+
+@pytest.fixture
+def alone(
+    case: Case, answers_alone: Callable[[Case], list[tuple[int, ...]]]
+) -> list[tuple[int, ...]]:
+    return answers_alone(case)
+
+
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """A tiny model's threads would wait for one another more than they compute."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def together(engine: Engine, family: str) -> tuple[list[tuple[int, ...]], list[Completion]]:
@@ -59,12 +87,17 @@ def together(engine: Engine, family: str) -> tuple[list[tuple[int, ...]], list[C
     return [completion.token_ids for completion in completions], completions
 
 
+@pytest.mark.parametrize("family", ["glm4v", "qwen2_vl", "llama"])
 def test_equal_to_transformers(
-    family: str, alone: list[tuple[int, ...]], tiny_engine: Engines
+    family: str,
+    answers_alone: Callable[[Case], list[tuple[int, ...]]],
+    tiny_engine: Engines,
+    one_torch_thread: None,
 ) -> None:
     import torch
     import transformers
 
+    alone = answers_alone((family, "fp32"))
     directory = tiny_engine(family).checkpoint
     config = transformers.AutoConfig.from_pretrained(directory)
     model = getattr(transformers, config.architectures[0]).from_pretrained(
@@ -93,32 +126,32 @@ def test_equal_to_transformers(
         assert tuple(theirs[0, inputs["input_ids"].shape[1] :].tolist()) == answer
 
 
-def test_equal_in_a_batch(family: str, alone: list[tuple[int, ...]], tiny_engine: Engines) -> None:
-    with tiny_engine(family).open(prefix_caching=False) as engine:
-        assert together(engine, family)[0] == alone
+def test_equal_in_a_batch(case: Case, alone: list[tuple[int, ...]], tiny_engine: Engines) -> None:
+    with tiny_engine(*case).open(prefix_caching=False) as engine:
+        assert together(engine, case[0])[0] == alone
 
 
 @pytest.mark.parametrize("budget", [7, 33])
 def test_equal_in_chunks(
-    family: str, alone: list[tuple[int, ...]], tiny_engine: Engines, budget: int
+    case: Case, alone: list[tuple[int, ...]], tiny_engine: Engines, budget: int
 ) -> None:
     options = {"max_batched_tokens": budget, "max_sequences": 4, "prefix_caching": False}
     # No room for features: an image's are computed again for each chunk they fall into.
-    with tiny_engine(family).open(**options, encoder_cache_bytes=0) as engine:
-        assert together(engine, family)[0] == alone
+    with tiny_engine(*case).open(**options, encoder_cache_bytes=0) as engine:
+        assert together(engine, case[0])[0] == alone
 
 
 @pytest.mark.parametrize("prefix_caching", [False, True])
 def test_equal_after_preemption(
-    family: str, alone: list[tuple[int, ...]], tiny_engine: Engines, prefix_caching: bool
+    case: Case, alone: list[tuple[int, ...]], tiny_engine: Engines, prefix_caching: bool
 ) -> None:
     longest = 250
-    with tiny_engine(family).open(block_size=8, prefix_caching=prefix_caching) as engine:
+    with tiny_engine(*case).open(block_size=8, prefix_caching=prefix_caching) as engine:
         bytes_per_block = engine.cache_bytes // engine.num_blocks
     pool = (longest + ANSWER) // 8 * bytes_per_block
     options = {"block_size": 8, "kv_cache_bytes": pool, "prefix_caching": prefix_caching}
-    with tiny_engine(family).open(**options) as engine:
-        ids = [engine.add_request(**request) for request in requests_for(family)]
+    with tiny_engine(*case).open(**options) as engine:
+        ids = [engine.add_request(**request) for request in requests_for(case[0])]
         sequences = [engine._requests[id].sequence for id in ids]
         answers: dict[int, tuple[int, ...]] = {}
         while engine.has_work:
@@ -131,11 +164,11 @@ def test_equal_after_preemption(
 
 
 def test_equal_with_prefix_reuse(
-    family: str, alone: list[tuple[int, ...]], tiny_engine: Engines
+    case: Case, alone: list[tuple[int, ...]], tiny_engine: Engines
 ) -> None:
-    with tiny_engine(family).open(block_size=8) as engine:
-        assert together(engine, family)[0] == alone
-        answers, completions = together(engine, family)
+    with tiny_engine(*case).open(block_size=8) as engine:
+        assert together(engine, case[0])[0] == alone
+        answers, completions = together(engine, case[0])
         assert answers == alone
         for completion in completions:
             usage = completion.usage
