@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,7 +104,7 @@ def dynamic_shapes(spec: Signature) -> tuple[dict[int, Any], ...]:
     )
 
 
-class _Component(nn.Module):
+class _Component(nn.Module, abc.ABC):
     """Takes the signature's inputs in order and hands them to `run` by name."""
 
     def __init__(self, model: nn.Module, family: Family, spec: Signature) -> None:
@@ -115,8 +116,9 @@ class _Component(nn.Module):
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         return self.run(**dict(zip(self.names, tensors, strict=True)))
 
+    @abc.abstractmethod
     def run(self, **inputs: torch.Tensor) -> torch.Tensor:
-        raise AssertionError("each component defines run")
+        """The component's output from its inputs by name."""
 
 
 class VisionEncoder(_Component):
