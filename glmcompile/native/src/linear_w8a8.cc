@@ -16,7 +16,11 @@ constexpr std::int64_t kStreamingRows = 16;
 constexpr std::int64_t kStreamingTaskBytes = 64 << 10;
 // Activations of one task, to stay in the L2 cache while its weights pass by.
 constexpr std::int64_t kTaskRowBytes = 512 << 10;
+// Rows of one task. Every task reads its weights again: many rows when they come from memory, few
+// when they stay in the L2 cache, so that the task is wide and its outputs lie side by side.
 constexpr std::int64_t kTaskRows = 128;
+constexpr std::int64_t kTaskRowsCached = 48;
+constexpr std::int64_t kCachedWeightBytes = 2 << 20;
 // Multiply-accumulates of one task: some ten microseconds, long against the cost of a dispatch.
 constexpr std::int64_t kTaskWork = 8 << 20;
 // Elements quantized by one task; fewer are not worth waking a thread for.
@@ -73,8 +77,11 @@ void multiply(const KernelContext& context, const LinearKernel& kernel,
   if (rows < kStreamingRows) {
     task_blocks = kStreamingTaskBytes / problem.block_bytes();
   } else {
+    const std::int64_t target = blocks * problem.block_bytes() <= kCachedWeightBytes
+                                    ? std::max(kTaskRowsCached, 4 * kernel.tile_rows)
+                                    : kTaskRows;
     const std::int64_t most =
-        std::clamp<std::int64_t>(kTaskRowBytes / problem.row_stride, kMaxTileRows, kTaskRows);
+        std::clamp<std::int64_t>(kTaskRowBytes / problem.row_stride, kMaxTileRows, target);
     row_tasks = ceil_div(rows, most);
     task_rows = ceil_div(ceil_div(rows, row_tasks), kernel.tile_rows) * kernel.tile_rows;
     row_tasks = ceil_div(rows, task_rows);
@@ -122,7 +129,7 @@ LinearW8A8::LinearW8A8(const KernelInfo& info)
   range_.zero_point = static_cast<std::int32_t>(zero_point);
 
   const auto constant = [&](std::size_t i) { return info.constant_input(i, kInputs[i].name); };
-  const Parameters constants{constant(1), constant(2), constant(3), constant(4)};
+  const Parameters constants{constant(1), constant(2), constant(3), constant(4), constant(6)};
   if (constants.weight && constants.weight_scale && constants.weight_sum) {
     check_parameters(constants);
     constants_ = constants;
@@ -133,11 +140,12 @@ void LinearW8A8::check_parameters(const Parameters& parameters) const {
   check_packed_weight(parameters.weight, out_features_, in_features_);
   check_vector(parameters.weight_scale, out_features_);
   check_vector(parameters.weight_sum, out_features_);
-  check_bias(parameters.bias);
+  check_vectors(parameters.bias, parameters.input_scale);
 }
 
-void LinearW8A8::check_bias(const Tensor& bias) const {
+void LinearW8A8::check_vectors(const Tensor& bias, const Tensor& input_scale) const {
   if (bias) check_vector(bias, out_features_);
+  if (input_scale) check_vector(input_scale, in_features_);
 }
 
 void LinearW8A8::compute(KernelContext& context) const {
@@ -146,11 +154,13 @@ void LinearW8A8::compute(KernelContext& context) const {
         "], got ", x.shape_text());
   Parameters parameters = constants_;
   if (!parameters.weight) {
-    parameters = {context.input(1), context.input(2), context.input(3), context.input(4)};
+    parameters = {context.input(1), context.input(2), context.input(3), context.input(4),
+                  context.input(6)};
     check_parameters(parameters);
-  } else if (!parameters.bias) {
-    parameters.bias = context.input(4);
-    check_bias(parameters.bias);
+  } else if (!parameters.bias || !parameters.input_scale) {
+    if (!parameters.bias) parameters.bias = context.input(4);
+    if (!parameters.input_scale) parameters.input_scale = context.input(6);
+    check_vectors(parameters.bias, parameters.input_scale);
   }
 
   const std::int64_t width =
@@ -164,6 +174,8 @@ void LinearW8A8::compute(KernelContext& context) const {
           x.shape_text(), "), got ", residual.shape_text());
   }
   const float* input = x.data<float>();
+  const float* input_scale =
+      parameters.input_scale ? parameters.input_scale.data<float>() : nullptr;
   float* output = context.output(0, shape, x.rank()).data<float>();
   const std::int64_t rows = x.size() / in_features_;
   if (rows == 0) return;
@@ -198,7 +210,7 @@ void LinearW8A8::compute(KernelContext& context) const {
     context.parallel_for(static_cast<std::size_t>(ceil_div(count, group)), [&](std::size_t task) {
       const std::int64_t first = static_cast<std::int64_t>(task) * group;
       for (std::int64_t row = first; row < std::min(first + group, count); ++row) {
-        kernel_.quantize_row(input + (begin + row) * in_features_, in_features_,
+        kernel_.quantize_row(input + (begin + row) * in_features_, input_scale, in_features_,
                              problem.k_blocks * kBlockK, range_, data + row * problem.row_stride,
                              row_scale + row, row_zero_point + row);
       }
