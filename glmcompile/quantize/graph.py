@@ -85,17 +85,15 @@ def _convert_linear(
     read = _reader(weight, absmax, smoothing, swiglu)
     initializers = _weight_initializers(model.graph, weight, read)
     tape = ir.tape.Tape(model.graph)
+    factors = None
     if smoothing:
         name = f"{weight.name}.input_scale"
         factors = _initializer(model.graph, name, np.float32, [in_features], read, "input_scale")
-        scaled = tape.op("Mul", [x, factors])
-        scaled.shape, scaled.dtype = x.shape, x.dtype
-        x = scaled
     if bias is not None and swiglu:
         bias = _interleaved_bias(model.graph, bias)
     output = tape.op(
         "LinearW8A8",
-        [x, *initializers, bias, residual],
+        [x, *initializers, bias, residual, factors],
         domain=DOMAIN,
         name=node.name,
         attributes={

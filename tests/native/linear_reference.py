@@ -18,6 +18,7 @@ from glmcompile.quantize.packing import pack_weight, weight_sum
 
 # Values of GLMCOMPILE_ISA; one the processor lacks selects the best kernel below it.
 ISAS = ("portable", "avx2", "avx_vnni", "avx512", "amx_emulated", "amx")
+OPTIONAL = ("bias", "residual", "input_scale")
 ACTIVATIONS = ("", "gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu")
 
 # Relative to the largest magnitude entering a sum: float32 rounding of the epilogue, and the
@@ -43,10 +44,10 @@ def one_node_session(
     threads: int = 2,
 ) -> ort.InferenceSession:
     """A session of one com.glmcompile node; inputs in neither mapping are absent."""
-    order = ["x", "ids", "weight", "weight_scale", "weight_sum", "bias", "residual"]
+    order = ["x", "ids", "weight", "weight_scale", "weight_sum", *OPTIONAL]
     given = {**inputs, **constants}
     names = [name if name in given else "" for name in order]
-    names = [n for n, o in zip(names, order, strict=True) if n or o in ("bias", "residual")]
+    names = [n for n, o in zip(names, order, strict=True) if n or o in OPTIONAL]
     while names and not names[-1]:
         names.pop()
     graph = helper.make_graph(
@@ -80,13 +81,14 @@ def one_node_session(
 
 @dataclass
 class Linear:
-    """A linear layer: int8 weight [N, K], its scale [N], optional bias [N]."""
+    """A linear layer: int8 weight [N, K], its scale [N], optional bias [N], input scale [K]."""
 
     weight: NDArray[np.int8]
     scale: NDArray[np.float32]
     bias: NDArray[np.float32] | None = None
     activation: str = ""
     static: tuple[float, int] | None = None
+    input_scale: NDArray[np.float32] | None = None
 
     @property
     def width(self) -> int:
@@ -98,7 +100,8 @@ class Linear:
             "weight_scale": self.scale,
             "weight_sum": weight_sum(self.weight),
         }
-        return arrays if self.bias is None else {**arrays, "bias": self.bias}
+        optional = {"bias": self.bias, "input_scale": self.input_scale}
+        return arrays | {name: value for name, value in optional.items() if value is not None}
 
     def attributes(self) -> dict[str, Any]:
         n, k = self.weight.shape
@@ -173,6 +176,8 @@ def reference(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Result [M, width] in float64 from exact integer sums, and the absolute tolerance for it."""
     rows = x.reshape(-1, layer.weight.shape[1])
+    if layer.input_scale is not None:
+        rows = rows * layer.input_scale
     bias = 0.0 if layer.bias is None else layer.bias.astype(np.float64)
     if len(rows) == 0:
         empty = np.zeros((*x.shape[:-1], layer.width))

@@ -47,6 +47,15 @@ def test_epilogues(isa: str, activation: str, bias: bool, add_residual: bool) ->
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_input_scale_multiplies_each_channel_before_rounding(isa: str) -> None:
+    rng = np.random.default_rng(8)
+    layer = random_linear(rng, 40, 130)
+    layer.input_scale = rng.uniform(0.01, 3, 130).astype(np.float32)
+    x = rng.normal(size=(19, 130)).astype(np.float32)
+    assert_matches(layer, x, None, layer.run(x, None, isa))
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("rows", [1, 16, 50])
 def test_extreme_integers_do_not_saturate(isa: str, rows: int) -> None:
     weight = np.concatenate([np.full((20, 640), v, np.int8) for v in (-128, 127)])

@@ -1,8 +1,8 @@
 // com.glmcompile::LinearW8A8, a linear layer with int8 weights and uint8 activations.
 //
 // y = activation((acc - zero_point * weight_sum) * (row_scale * weight_scale) + bias) + residual,
-// acc = sum over k of q(x) * w in int32. x is quantized inside, per row (dynamic) or with a static
-// scale and zero point.
+// acc = sum over k of q(x * input_scale) * w in int32. x is quantized inside, per row (dynamic) or
+// with a static scale and zero point; input_scale is SmoothQuant's 1 / s.
 #pragma once
 
 #include "linear_problem.h"
@@ -21,6 +21,7 @@ class LinearW8A8 {
       {"weight_sum", Type::kInt32},        // [N]
       {"bias", Type::kFloat, true},        // [N]
       {"residual", Type::kFloat, true},    // [..., N], or [..., N / 2] with swiglu
+      {"input_scale", Type::kFloat, true},  // [K]
   };
   static constexpr Port kOutputs[] = {{"y", Type::kFloat}};
 
@@ -29,10 +30,10 @@ class LinearW8A8 {
 
  private:
   struct Parameters {
-    Tensor weight, weight_scale, weight_sum, bias;
+    Tensor weight, weight_scale, weight_sum, bias, input_scale;
   };
   void check_parameters(const Parameters& parameters) const;
-  void check_bias(const Tensor& bias) const;  // or absent
+  void check_vectors(const Tensor& bias, const Tensor& input_scale) const;  // or absent
 
   std::int64_t in_features_;
   std::int64_t out_features_;

@@ -9,21 +9,37 @@
 
 namespace glmcompile {
 
+// A row of activations, each channel times its input scale where there is one (SmoothQuant).
+template <class V, bool kScaled>
+struct Row {
+  const float* x;
+  const float* input_scale;
+
+  auto load(std::int64_t i) const {
+    if constexpr (kScaled) return V::mul(V::load(x + i), V::load(input_scale + i));
+    return V::load(x + i);
+  }
+  auto load_n(std::int64_t i, std::int64_t n) const {
+    if constexpr (kScaled) return V::mul(V::load_n(x + i, n), V::load_n(input_scale + i, n));
+    return V::load_n(x + i, n);
+  }
+};
+
 // The dynamic range of a row: scale = (max(x, 0) - min(x, 0)) / 255, zero_point = rne(-min / scale).
 // A row without range (all zero, or subnormal) is quantized to zeros with scale 1; a row with NaN,
 // infinities or a range beyond float32 gets scale NaN, so that its outputs are NaN and no other's.
-template <class V>
-inline StaticRange row_range(const float* x, std::int64_t n) {
+template <class V, bool kScaled>
+inline StaticRange row_range(Row<V, kScaled> row, std::int64_t n) {
   const auto zero = V::set(0.0f);
   auto low = zero, low2 = zero, high = zero, high2 = zero;
   // Neither minimum nor maximum sees NaN; a product with zero keeps NaN and turns infinity into it.
   auto nan = zero, nan2 = zero;
   std::int64_t i = 0;
   for (; i + 32 <= n; i += 32) {
-    const auto a = V::load(x + i), b = V::load(x + i + 16);
+    const auto a = row.load(i), b = row.load(i + 16);
     // The rows that follow, a page ahead: the processor's prefetchers stop at page borders.
-    __builtin_prefetch(x + i + 1024);
-    __builtin_prefetch(x + i + 1040);
+    __builtin_prefetch(row.x + i + 1024);
+    __builtin_prefetch(row.x + i + 1040);
     low = V::min(a, low);
     low2 = V::min(b, low2);
     high = V::max(a, high);
@@ -32,7 +48,7 @@ inline StaticRange row_range(const float* x, std::int64_t n) {
     nan2 = V::fma(b, zero, nan2);
   }
   for (; i < n; i += 16) {
-    const auto a = n - i >= 16 ? V::load(x + i) : V::load_n(x + i, n - i);
+    const auto a = n - i >= 16 ? row.load(i) : row.load_n(i, n - i);
     low = V::min(a, low);
     high = V::max(a, high);
     nan = V::fma(a, zero, nan);
@@ -50,12 +66,11 @@ inline StaticRange row_range(const float* x, std::int64_t n) {
 
 // q = clamp(rne(x * (1 / scale)) + zero_point, 0, 255); elements from n to padded are zero.
 // T is how the kernel wants them: uint8, or int16 holding the same values.
-template <class V, class T>
-void quantize_row(const float* x, std::int64_t n, std::int64_t padded, StaticRange range,
-                  std::uint8_t* row, float* scale, std::int32_t* zero_point) {
-  T* q = reinterpret_cast<T*>(row);
+template <class V, class T, bool kScaled>
+void quantize(Row<V, kScaled> x, std::int64_t n, std::int64_t padded, StaticRange range, T* q,
+              float* scale, std::int32_t* zero_point) {
   const bool dynamic = range.scale == 0.0f;
-  if (dynamic) range = row_range<V>(x, n);
+  if (dynamic) range = row_range(x, n);
   *scale = range.scale;
   *zero_point = range.zero_point;
   if (!(range.scale == range.scale)) {
@@ -71,14 +86,26 @@ void quantize_row(const float* x, std::int64_t n, std::int64_t padded, StaticRan
     V::store_quantized(to, v, range.zero_point);
   };
   std::int64_t i = 0;
-  for (; i + 16 <= n; i += 16) store(q + i, V::load(x + i));
+  for (; i + 16 <= n; i += 16) store(q + i, x.load(i));
   if (i < n) {
     T last[16];
-    store(last, V::load_n(x + i, n - i));
+    store(last, x.load_n(i, n - i));
     std::memcpy(q + i, last, static_cast<std::size_t>(n - i) * sizeof(T));
     i = n;
   }
   std::memset(q + i, 0, static_cast<std::size_t>(padded - i) * sizeof(T));
+}
+
+// The form in which LinearKernel takes it.
+template <class V, class T>
+void quantize_row(const float* x, const float* input_scale, std::int64_t n, std::int64_t padded,
+                  StaticRange range, std::uint8_t* row, float* scale, std::int32_t* zero_point) {
+  T* q = reinterpret_cast<T*>(row);
+  if (input_scale != nullptr) {
+    quantize(Row<V, true>{x, input_scale}, n, padded, range, q, scale, zero_point);
+  } else {
+    quantize(Row<V, false>{x, nullptr}, n, padded, range, q, scale, zero_point);
+  }
 }
 
 }  // namespace glmcompile
