@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from glmcompile.artifact import open_artifact
+from glmcompile.artifact import Artifact, open_artifact
 from glmcompile.bench import footprint, machine
 from glmcompile.bench.measures import REQUESTS, nested, ratios, summary
 from glmcompile.bench.workloads import TextStream, Workloads, open_engine, screens
@@ -74,20 +74,20 @@ def run(
     described = machine.describe(threads)
     paths = [Path(path) for path in (engine, baseline) if path is not None]
     folder = None if samples is None else Path(samples)
-    sizes = [open_artifact(path).size / 1e6 for path in paths]
+    artifacts = [open_artifact(path) for path in paths]
+    _check_comparable(artifacts)
     footprints = _footprints(paths, plan, threads, folder, progress)
     with ExitStack() as stack:
         engines = [stack.enter_context(open_engine(path, threads)) for path in paths]
         other = engines[1] if baseline is not None else None
         names = [name for name in labels(engines[0], other) if name is not None]
-        _check_comparable(engines)
         workloads = make_workloads(engines[0], plan.answer_tokens, folder)
         timed = _speed(engines, workloads, plan, progress)
         count = plan.texts if engines[0].model.vision is None and folder is None else plan.samples
         accuracy = evaluate(engines[0], other, samples=folder, count=count, progress=progress)
     parts: dict[str, Any] = {
-        name: nested({**speed, **memory, "artifact_mb": size})
-        for name, speed, memory, size in zip(names, timed, footprints, sizes, strict=True)
+        name: nested({**speed, **memory, "artifact_mb": artifact.size / 1e6})
+        for name, speed, memory, artifact in zip(names, timed, footprints, artifacts, strict=True)
     }
     if other is not None:
         # The baseline first, as tables are read.
@@ -159,10 +159,10 @@ def _append(found: dict[str, list[float]], figures: dict[str, float]) -> None:
         found.setdefault(key, []).append(value)
 
 
-def _check_comparable(engines: Sequence[Engine]) -> None:
+def _check_comparable(artifacts: Sequence[Artifact]) -> None:
     """Raises InputError for engines whose outputs and speed say nothing about each other."""
-    first = engines[0]
-    for other in engines[1:]:
+    first = artifacts[0]
+    for other in artifacts[1:]:
         if other.manifest["source"]["sha256"] != first.manifest["source"]["sha256"]:
             raise InputError(
                 f"{other.path} and {first.path} were compiled from different checkpoints "

@@ -1,0 +1,46 @@
+"""What is timed is computed: no prompt repeats another's beginning, no cache answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from glmcompile.bench.compare import make_workloads
+from glmcompile.bench.workloads import open_engine
+from glmcompile.runtime.engine import Engine
+from tests.evaluate.conftest import EnginePair
+
+
+@pytest.fixture
+def engine(engine_pair: Callable[[str], EnginePair]) -> Iterator[Engine]:
+    with open_engine(engine_pair("glm4v").fp32, threads=1) as opened:
+        yield opened
+
+
+def test_prompts_have_their_length_and_beginnings_of_their_own(engine: Engine) -> None:
+    text = make_workloads(engine, 4, None).text
+    prompts = [text.prompt(300, index) for index in range(64)]
+    assert {len(prompt) for prompt in prompts} == {300}
+    assert len({tuple(prompt[:32]) for prompt in prompts}) == 64
+    assert text.prompt(300, 5) == prompts[5]
+
+
+def test_repeating_a_request_computes_all_of_it_again(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    completions = []
+    generate = engine.generate_many
+
+    def record(requests: list) -> list:
+        completions.extend(done := generate(requests))
+        return done
+
+    monkeypatch.setattr(engine, "generate_many", record)
+    workloads = make_workloads(engine, 4, None)
+    for _ in range(2):
+        workloads.screenshot(engine, 0)
+        workloads.text_prompt(engine, 0)
+    assert [done.usage.cached_tokens for done in completions] == [0] * 4
+    assert [done.timings.vision > 0 for done in completions] == [True, False] * 2
+    assert [len(done.token_ids) for done in completions] == [4] * 4
