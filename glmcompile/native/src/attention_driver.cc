@@ -20,6 +20,7 @@ constexpr int kTaskRows = 6 * kRowBlock, kSmallTaskRows = 3 * kRowBlock;
 constexpr int kTasksPerThread = 8;
 // Below this many multiply-adds a call is over before other threads would have woken up.
 constexpr double kSerialWork = 4e5;
+constexpr size_t kSerialFold = 1 << 15;  // floats to fold for which the same holds
 
 // Queries [first, first + count) of one segment, for the heads that share one key/value head.
 struct Task {
@@ -31,27 +32,27 @@ struct Task {
   size_t partial = 0;             // of its first tile, when tiles are computed apart
 };
 
-// A run of one task's tiles.
+// A run of tiles of `heads` tasks, which differ in kv_head only.
 struct Unit {
-  const Task* task;
+  const Task* tasks;  // consecutive
+  int heads;
   int64_t first_tile, last_tile;
 };
 
 // Hands out aligned pieces of one buffer.
 class Arena {
  public:
-  explicit Arena(char* base) : base_(base) {}
+  explicit Arena(char* base) : next_(reinterpret_cast<uintptr_t>(base)), base_(next_) {}
   template <class T>
   T* take(size_t count) {
-    T* piece = reinterpret_cast<T*>(base_ + used_);
-    used_ += (count * sizeof(T) + 63) / 64 * 64;
+    T* piece = reinterpret_cast<T*>(next_);
+    next_ += (count * sizeof(T) + 63) / 64 * 64;
     return piece;
   }
-  size_t used() const { return used_; }
+  size_t used() const { return next_ - base_; }
 
  private:
-  char* base_;
-  size_t used_ = 0;
+  uintptr_t next_, base_;
 };
 
 // The buffers one thread needs for a task of `rows` rows.
@@ -90,11 +91,14 @@ class Run {
     if (tasks_.empty()) return;
     if (work_ < kSerialWork) {
       for (const Task& task : tasks_) run_task(task);
-    } else if (tasks_.size() >= 4 * threads_ || !split(4 * threads_)) {
+    } else if (!split()) {
       context_.parallel_for(tasks_.size(), [&](size_t i) { run_task(tasks_[i]); });
     } else {
       context_.parallel_for(units_.size(), [&](size_t i) { run_unit(units_[i]); });
-      context_.parallel_for(tasks_.size(), [&](size_t i) { fold_task(tasks_[i]); });
+      if (partial_count_ < kSerialFold)
+        for (const Task& task : tasks_) fold_task(task);
+      else
+        context_.parallel_for(tasks_.size(), [&](size_t i) { fold_task(tasks_[i]); });
     }
   }
 
@@ -124,22 +128,32 @@ class Run {
                      [&](const Task& a, const Task& b) { return cost(a) > cost(b); });
   }
 
-  // Cuts few long tasks into runs of tiles whose results are kept apart and folded afterwards.
-  bool split(size_t wanted) {
+  // Cuts tasks into runs of tiles whose results are kept apart and folded afterwards: where there
+  // are too few tasks for the threads; and in decode, which is bound by memory, to let one thread
+  // read the tokens of a tile whole, all key/value heads, rather than a head at a time.
+  bool split() {
+    const size_t wanted = 4 * threads_;
     int64_t tiles = 0;
-    size_t partials = 0;
-    for (Task& task : tasks_) {
-      task.partial = partials;
-      partials += (task.last_tile - task.first_tile) * partial_size(task.count);
+    int rows = 0;
+    for (const Task& task : tasks_) {
       tiles += task.last_tile - task.first_tile;
+      rows = std::max(rows, task.count * group_);
     }
-    const int64_t run = std::max<int64_t>(1, (tiles + wanted - 1) / wanted);
-    for (const Task& task : tasks_)
-      for (int64_t tile = task.first_tile; tile < task.last_tile; tile += run)
-        units_.push_back({&task, tile, std::min(tile + run, task.last_tile)});
+    const bool decode = rows <= kRowBlock;
+    if (tasks_.size() >= wanted && !decode) return false;
+    const int heads =
+        decode && static_cast<size_t>(tiles / p_.kv_num_heads) >= wanted ? p_.kv_num_heads : 1;
+    const int64_t run = std::max<int64_t>(1, tiles / heads / static_cast<int64_t>(wanted));
+    for (size_t i = 0; i < tasks_.size(); i += heads)
+      for (int64_t tile = tasks_[i].first_tile; tile < tasks_[i].last_tile; tile += run)
+        units_.push_back({&tasks_[i], heads, tile, std::min(tile + run, tasks_[i].last_tile)});
     if (units_.size() == tasks_.size()) return false;
+    for (Task& task : tasks_) {
+      task.partial = partial_count_;
+      partial_count_ += (task.last_tile - task.first_tile) * partial_size(task.count);
+    }
     static thread_local ScratchBuffer buffer;
-    partials_ = reinterpret_cast<float*>(buffer.reserve(partials * sizeof(float)));
+    partials_ = reinterpret_cast<float*>(buffer.reserve(partial_count_ * sizeof(float)));
     return true;
   }
 
@@ -163,9 +177,9 @@ class Run {
     return p_.causal ? std::min(segment.keys, segment.past + query + 1) : segment.keys;
   }
 
-  Workspace workspace(const Task& task) const {
+  Workspace workspace(const Task& task, int heads = 1) const {
     static thread_local ScratchBuffer buffer;
-    const int rows = task.count * group_;
+    const int rows = task.count * group_ * heads;
     const size_t bytes = Workspace(Arena(nullptr), rows, p_.head_size).bytes;
     return Workspace(Arena(buffer.reserve(bytes)), rows, p_.head_size);
   }
@@ -180,12 +194,20 @@ class Run {
   }
 
   void run_unit(const Unit& unit) const {
-    Workspace space = workspace(*unit.task);
-    pack_queries(*unit.task, space);
-    for (int64_t tile = unit.first_tile; tile < unit.last_tile; ++tile) {
-      const SoftmaxState result = partial(*unit.task, tile);
-      attend(*unit.task, tile, space, &result);
-    }
+    const Workspace space = workspace(*unit.tasks, unit.heads);
+    const int rows = unit.tasks->count * group_;
+    auto of_head = [&](int head) {
+      Workspace part = space;
+      part.queries.rows = static_cast<float*>(space.queries.rows) + head * rows * head_;
+      part.queries.scale += head * rows;
+      return part;
+    };
+    for (int head = 0; head < unit.heads; ++head) pack_queries(unit.tasks[head], of_head(head));
+    for (int64_t tile = unit.first_tile; tile < unit.last_tile; ++tile)
+      for (int head = 0; head < unit.heads; ++head) {
+        const SoftmaxState result = partial(unit.tasks[head], tile);
+        attend(unit.tasks[head], tile, of_head(head), &result);
+      }
   }
 
   void fold_task(const Task& task) const {
@@ -204,7 +226,7 @@ class Run {
   }
 
   // Row r of a task is query r / group of head kv_head * group + r % group.
-  void pack_queries(const Task& task, Workspace& space) const {
+  void pack_queries(const Task& task, const Workspace& space) const {
     const float* rows[kRowBlock];
     float scale[kMaxHeadSize];
     const float* stored = p_.key_scale;
@@ -228,7 +250,8 @@ class Run {
 
   // Attends one tile from every row of the task. The result goes to `apart`, or is
   // folded into the workspace's state.
-  void attend(const Task& task, int64_t tile, Workspace& space, const SoftmaxState* apart) const {
+  void attend(const Task& task, int64_t tile, const Workspace& space,
+              const SoftmaxState* apart) const {
     const Segment& segment = *task.segment;
     const int64_t base = tile * kKeyTile;
     const int64_t limit = last_key(segment, task.first + task.count - 1);
@@ -381,6 +404,7 @@ class Run {
   std::vector<Unit> units_;
   double work_ = 0;
   float* partials_ = nullptr;
+  size_t partial_count_ = 0;
 };
 
 }  // namespace
