@@ -1,12 +1,16 @@
-"""Fixtures shared by every test: tiny random checkpoints, made once per session."""
+"""Fixtures shared by every test: tiny random checkpoints and engines, made once per session."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.engines import TinyEngine
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -32,3 +36,34 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 def family_name(request: pytest.FixtureRequest) -> str:
     """Runs the test once for each family."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyEngine]:
+    """(family name, precision="fp32") -> TinyEngine, compiled at first use; read-only.
+
+    Untied: a random model whose output layer is its embedding repeats its input for ever. In
+    float32, so that transformers computes with the engine's weights.
+    """
+    made: dict[tuple[str, str], TinyEngine] = {}
+
+    def engine(name: str, precision: str = "fp32") -> TinyEngine:
+        if (name, precision) not in made:
+            import torch
+
+            import glmcompile
+            from tests.checkpoints import write_checkpoint
+            from tests.engines import TinyEngine
+
+            directory = tmp_path_factory.getbasetemp() / f"{name}_engines"
+            if not directory.exists():
+                checkpoint = directory / "checkpoint"
+                write_checkpoint(name, checkpoint, dtype=torch.float32, tied=False)
+                (directory / "short.toml").write_text("[calibration]\nsamples = 4\n")
+            tiny = TinyEngine(directory / "checkpoint", directory / precision)
+            options = {"recipe": directory / "short.toml"} if precision == "int8" else {}
+            glmcompile.compile(tiny.checkpoint, tiny.path, precision=precision, **options)
+            made[name, precision] = tiny
+        return made[name, precision]
+
+    return engine

@@ -64,7 +64,7 @@ def test_an_altered_byte_is_found(engine: Path) -> None:
 
 def test_a_newer_format_asks_for_an_upgrade(engine: Path) -> None:
     edit(engine, lambda manifest: manifest.update(format_version=99))
-    with pytest.raises(ArtifactError, match="format 99.*upgrade"):
+    with pytest.raises(ArtifactError, match=r"format 99.*upgrade"):
         open_artifact(engine)
 
 
@@ -114,7 +114,7 @@ def test_a_full_disk_is_an_error_that_says_so(tmp_path: Path) -> None:
 
 
 def test_an_engine_is_replaced_only_on_request(engine: Path) -> None:
-    with pytest.raises(ArtifactError, match="already exists.*--overwrite"), staged(engine):
+    with pytest.raises(ArtifactError, match=r"already exists.*--overwrite"), staged(engine):
         pytest.fail("the output is taken")
     before = (engine / MANIFEST).read_bytes()
     with pytest.raises(RuntimeError), staged(engine, overwrite=True):

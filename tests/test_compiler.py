@@ -23,28 +23,15 @@ from glmcompile.calibrate.samples import CalibrationSample
 from glmcompile.compiler import compile_checkpoint
 from glmcompile.errors import CalibrationError, GlmcompileError
 from glmcompile.runtime.teacher_forcing import TeacherForcing
+from tests.engines import TinyEngine
 
 Engines = Callable[[str, str], Path]
 
 
-@pytest.fixture(scope="module")
-def engines(
-    tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Engines:
+@pytest.fixture
+def engines(tiny_engine: Callable[..., TinyEngine]) -> Engines:
     """(family, precision) -> engine directory, with a short calibration."""
-    made: dict[tuple[str, str], Path] = {}
-    recipe = tmp_path_factory.mktemp("recipe") / "short.toml"
-    recipe.write_text("[calibration]\nsamples = 4\n")
-
-    def engine(family: str, precision: str) -> Path:
-        if (family, precision) not in made:
-            output = tmp_path_factory.mktemp("engines") / f"{family}.{precision}"
-            made[family, precision] = compile_checkpoint(
-                tiny_checkpoint(family), output, precision=precision, recipe=recipe
-            )
-        return made[family, precision]
-
-    return engine
+    return lambda family, precision: tiny_engine(family, precision).path
 
 
 def graph(engine: Path, component: str) -> onnx.GraphProto:
@@ -91,12 +78,10 @@ def test_int8_answers_do_not_depend_on_company_or_chunks(engines: Engines) -> No
     assert alone == together == again == chunked
 
 
-def test_the_manifest_says_where_the_engine_comes_from(
-    engines: Engines, tiny_checkpoint: Callable[[str], Path]
-) -> None:
+def test_the_manifest_says_where_the_engine_comes_from(engines: Engines) -> None:
     manifest = json.loads((engines("glm4v", "int8") / MANIFEST).read_text())
     assert len(manifest["source"]["sha256"]) == 64
-    assert manifest["source"]["name"] == tiny_checkpoint("glm4v").name
+    assert manifest["source"]["name"] == "checkpoint"
     quantization = manifest["quantization"]
     assert quantization["recipe"]["linear"] == {"scheme": "w8a8", "smoothing": 0.5}
     assert quantization["data"]["samples"] == 4
@@ -110,12 +95,11 @@ def test_the_manifest_says_where_the_engine_comes_from(
 
 
 def test_the_same_input_gives_the_same_bytes(
-    engines: Engines, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+    tiny_engine: Callable[..., TinyEngine], tmp_path: Path
 ) -> None:
-    recipe = tmp_path / "short.toml"
-    recipe.write_text("[calibration]\nsamples = 4\n")
-    again = compile_checkpoint(tiny_checkpoint("glm4v"), tmp_path / "again", recipe=recipe)
-    first = engines("glm4v", "int8")
+    tiny = tiny_engine("glm4v", "int8")
+    first, recipe = tiny.path, tiny.path.parent / "short.toml"
+    again = compile_checkpoint(tiny.checkpoint, tmp_path / "again", recipe=recipe)
     for file in sorted(first.iterdir()):
         assert (again / file.name).read_bytes() == file.read_bytes(), file.name
 

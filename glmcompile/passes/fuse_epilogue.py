@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from glmcompile.passes.matching import DOMAIN, constant, last_axis_slice, replace
+from glmcompile.passes.matching import DOMAIN, constant, describe, last_axis_slice, replace
 
 # Rows of gate and up are interleaved in blocks of this many output channels.
 SWIGLU_BLOCK = 16
@@ -49,7 +49,7 @@ def _uses(value: ir.Value) -> list[ir.Node]:
 def _take_over(node: ir.Node, result: ir.Value, activation: str) -> bool:
     output = node.outputs[0]
     node.attributes["activation"] = ir.AttrString("activation", activation)
-    output.shape, output.dtype = result.shape, result.dtype
+    describe(output, like=result)
     replace(result, output)
     return True
 

@@ -91,6 +91,17 @@ def last_axis_slice(value: ir.Value | None) -> LastAxisSlice | None:
     return LastAxisSlice(source, bound[0], bound[1], step)
 
 
+def dimensions(value: ir.Value) -> list[int]:
+    """The shape of a value whose axes are all known."""
+    assert value.shape is not None
+    return [int(size) for size in value.shape.numpy()]
+
+
+def describe(new: ir.Value, like: ir.Value) -> None:
+    """Give `new` the type and shape of `like`."""
+    new.type, new.shape = like.type, like.shape
+
+
 def replace(old: ir.Value, new: ir.Value) -> None:
     """Let every consumer of `old` read `new`, which also takes its name as a graph output."""
     if old.is_graph_output():

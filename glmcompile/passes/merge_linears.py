@@ -6,11 +6,13 @@ narrow ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from glmcompile.passes.matching import DOMAIN, replace, width
+from glmcompile.passes.matching import DOMAIN, describe, dimensions, replace
 
 
 class MergeLinears(ir.passes.InPlacePass):
@@ -41,51 +43,50 @@ def merged_name(names: list[str]) -> str:
 
 
 def _merge(graph: ir.Graph, nodes: list[ir.Node]) -> None:
-    weights = [node.inputs[1] for node in nodes]
-    widths = [weight.shape[0] for weight in weights]  # type: ignore[union-attr, index]
+    weights = [weight for node in nodes if (weight := node.inputs[1]) is not None]
+    biases = [node.inputs[2] for node in nodes if len(node.inputs) > 2]
+    sizes = [dimensions(weight)[0] for weight in weights]
     name = merged_name([node.name or "" for node in nodes])
     inputs = [nodes[0].inputs[0], _concatenate(graph, weights, f"{name}.weight")]
-    if len(nodes[0].inputs) > 2:
-        inputs.append(_concatenate(graph, [node.inputs[2] for node in nodes], f"{name}.bias"))
+    if biases:
+        inputs.append(_concatenate(graph, biases, f"{name}.bias"))
     tape = ir.tape.Tape(graph)
     merged = tape.op("Linear", inputs, domain=DOMAIN, name=name)
     first = nodes[0].outputs[0]
-    merged.dtype = first.dtype
+    describe(merged, like=first)
     if first.shape is not None:
-        merged.shape = ir.Shape([*first.shape[:-1], sum(int(each) for each in widths)])
-    sizes = tape.op("Constant", [], attributes={"value_ints": [int(each) for each in widths]})
+        merged.shape = ir.Shape([*first.shape[:-1], sum(sizes)])
+    lengths = tape.op("Constant", [], attributes={"value_ints": sizes})
     split = ir.Node(
         "",
         "Split",
-        [merged, sizes],
+        [merged, lengths],
         attributes=[ir.AttrInt64("axis", -1)],
         num_outputs=len(nodes),
         graph=graph,
     )
     for node, output in zip(nodes, split.outputs, strict=True):
-        output.shape, output.dtype = node.outputs[0].shape, node.outputs[0].dtype
+        describe(output, like=node.outputs[0])
         replace(node.outputs[0], output)
-    assert all(width(output) == size for output, size in zip(split.outputs, widths, strict=True))
 
 
-def _concatenate(graph: ir.Graph, parts: list[ir.Value | None], name: str) -> ir.Value:
+def _concatenate(graph: ir.Graph, parts: Sequence[ir.Value | None], name: str) -> ir.Value:
     """An initializer that joins `parts` along the first axis when it is read."""
-    tensors = [part.const_value for part in parts if part is not None]
-    assert len(tensors) == len(parts) and all(tensor is not None for tensor in tensors)
-    first = tensors[0]
-    assert first is not None
-    shape = ir.Shape([sum(int(tensor.shape[0]) for tensor in tensors if tensor), *first.shape[1:]])
+    values = [part for part in parts if part is not None]
+    tensors = [value.const_value for value in values if value.const_value is not None]
+    assert len(tensors) == len(parts)
+    shapes = [dimensions(value) for value in values]
+    shape = ir.Shape([sum(each[0] for each in shapes), *shapes[0][1:]])
+    dtype = tensors[0].dtype
 
     def read() -> ir.Tensor:
-        return ir.Tensor(
-            np.concatenate([tensor.numpy() for tensor in tensors if tensor is not None])
-        )
+        return ir.Tensor(np.concatenate([tensor.numpy() for tensor in tensors]))
 
     value = ir.Value(
         name=name,
         shape=shape,
-        type=ir.TensorType(first.dtype),
-        const_value=ir.LazyTensor(read, dtype=first.dtype, shape=shape, name=name),
+        type=ir.TensorType(dtype),
+        const_value=ir.LazyTensor(read, dtype=dtype, shape=shape, name=name),
     )
     graph.register_initializer(value)
     return value

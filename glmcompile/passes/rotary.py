@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from glmcompile.passes.matching import (
+    describe,
     last_axis_slice,
     producer,
     replace,
@@ -111,7 +112,7 @@ def _fuse(add: ir.Node, match: _Match, tables: dict[tuple[ir.Value, bool], ir.Va
     if not isinstance(heads, int):
         return False
 
-    tape = ir.tape.Tape(add.graph)  # type: ignore[arg-type]
+    tape = ir.tape.Tape(add.graph)
     rotary = tape.op(
         "RotaryEmbedding",
         [
@@ -132,7 +133,7 @@ def _fuse(add: ir.Node, match: _Match, tables: dict[tuple[ir.Value, bool], ir.Va
             if _swaps_heads(use):
                 replace(use.outputs[0], rotated)
         turned = tape.op("Transpose", [rotated], attributes={"perm": [0, 2, 1, 3]})
-        turned.shape, turned.dtype = result.shape, result.dtype
+        describe(turned, like=result)
         rotated = turned
     replace(result, rotated)
     return True
@@ -151,7 +152,7 @@ def _table(
     if key not in tables:
         node = base.producer()
         assert node is not None and node.graph is not None
-        tape = ir.tape.Tape(node.graph)  # type: ignore[arg-type]
+        tape = ir.tape.Tape(node.graph)
         start, stop, step = (0, match.dim, 2) if match.interleaved else (0, match.dim // 2, 1)
         bounds = [_integers(tape, [each]) for each in (start, stop, -1, step)]
         half = tape.op("Slice", [base, *bounds])

@@ -5,8 +5,8 @@ The three graphs are converted together because an embedding tied to lm_head sha
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from glmcompile.errors import CalibrationError
 from glmcompile.passes.fuse_epilogue import FuseEpilogue
-from glmcompile.passes.matching import DOMAIN, replace
+from glmcompile.passes.matching import DOMAIN, describe, dimensions, replace
 from glmcompile.quantize.packing import interleave_gate_up, packed_shape
 from glmcompile.quantize.schemes import W8A8, Recipe
 from glmcompile.quantize.weights import QuantizedWeight, quantize_weight
@@ -74,8 +74,8 @@ def _convert_linear(
     model: ir.Model, node: ir.Node, scheme: W8A8, statistics: Statistics, shared: bool
 ) -> None:
     x, weight, bias, residual = [*node.inputs, None, None][:4]
-    assert x is not None and weight is not None and weight.shape is not None
-    out_features, in_features = (int(each) for each in weight.shape)  # type: ignore[arg-type]
+    assert x is not None and weight is not None
+    out_features, in_features = dimensions(weight)
     attribute = node.attributes.get("activation")
     activation = attribute.as_string() if attribute is not None else ""
     swiglu = activation == "swiglu"
@@ -103,7 +103,7 @@ def _convert_linear(
         },
     )
     old = node.outputs[0]
-    output.shape, output.dtype = old.shape, old.dtype
+    describe(output, like=old)
     replace(old, output)
 
 
@@ -113,37 +113,30 @@ def _reader(
     smoothing: float,
     swiglu: bool,
 ) -> Callable[[], QuantizedWeight]:
-    """A function that quantizes the weight when the artifact is written, one layer at a time."""
+    """A function that quantizes the weight when the artifact is written.
+
+    A layer's tensors are written one after the other, so the last result alone is kept, whichever
+    layer's it is.
+    """
     tensor = weight.const_value
     assert tensor is not None
-    return lambda: _quantize_once(tensor, _Array(activation_absmax), smoothing, swiglu)
+
+    def read() -> QuantizedWeight:
+        if _last.get("reader") is not read:
+            _last["result"] = quantize_weight(tensor.numpy(), activation_absmax, smoothing, swiglu)
+            _last["reader"] = read
+        return _last["result"]
+
+    return read
 
 
-class _Array:
-    """An array as a hashable argument: the same object is the same argument."""
-
-    def __init__(self, value: NDArray[np.float32] | None) -> None:
-        self.value = value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Array) and other.value is self.value
-
-
-@functools.lru_cache(maxsize=1)  # a layer's tensors are written one after the other
-def _quantize_once(
-    tensor: ir.TensorProtocol, absmax: _Array, smoothing: float, swiglu: bool
-) -> QuantizedWeight:
-    return quantize_weight(tensor.numpy(), absmax.value, smoothing, swiglu)
+_last: dict[str, Any] = {}
 
 
 def _weight_initializers(
     graph: ir.Graph, weight: ir.Value, read: Callable[[], QuantizedWeight]
 ) -> list[ir.Value]:
-    assert weight.shape is not None
-    out_features, in_features = (int(each) for each in weight.shape)  # type: ignore[arg-type]
+    out_features, in_features = dimensions(weight)
     shape = list(packed_shape(out_features, in_features))
     return [
         _initializer(graph, f"{weight.name}.int8", np.int8, shape, read, "packed"),
@@ -194,8 +187,7 @@ def _embedding_gather(model: ir.Model) -> ir.Value | None:
 
 
 def _convert_embedding(model: ir.Model, table: ir.Value) -> None:
-    assert table.shape is not None
-    out_features, in_features = (int(each) for each in table.shape)  # type: ignore[arg-type]
+    out_features, in_features = dimensions(table)
     packed, scale, _ = _weight_initializers(model.graph, table, _reader(table, None, 0.0, False))
     tape = ir.tape.Tape(model.graph)
     for use in list(table.uses()):
@@ -206,7 +198,7 @@ def _convert_embedding(model: ir.Model, table: ir.Value) -> None:
             attributes={"in_features": in_features, "out_features": out_features},
         )
         old = use.node.outputs[0]
-        rows.shape, rows.dtype = old.shape, old.dtype
+        describe(rows, like=old)
         replace(old, rows)
     model.opset_imports[DOMAIN] = 1
     common_passes.RemoveUnusedNodesPass()(model)

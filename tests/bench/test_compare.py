@@ -17,9 +17,9 @@ from glmcompile import bench
 from glmcompile.bench import compare
 from glmcompile.bench.measures import MEASURES
 from glmcompile.errors import GlmcompileError, InputError
-from tests.evaluate.conftest import EnginePair
+from tests.engines import TinyEngine
 
-Pairs = Callable[[str], EnginePair]
+Engines = Callable[..., TinyEngine]
 
 TINY = compare.Plan(
     repeats=2, batch_repeats=1, footprint_repeats=1, answer_tokens=4, samples=9, texts=2
@@ -27,14 +27,14 @@ TINY = compare.Plan(
 
 
 @pytest.fixture(scope="module")
-def result(engine_pair: Pairs) -> dict[str, Any]:
-    pair = engine_pair("glm4v")
-    return compare.run(pair.int8, pair.fp32, plan=TINY, threads=1)
+def result(tiny_engine: Engines) -> dict[str, Any]:
+    int8, fp32 = tiny_engine("glm4v", "int8").path, tiny_engine("glm4v").path
+    return compare.run(int8, fp32, plan=TINY, threads=1)
 
 
 @pytest.fixture(scope="module")
-def alone(engine_pair: Pairs) -> dict[str, Any]:
-    return compare.run(engine_pair("llama").int8, plan=TINY, threads=1)
+def alone(tiny_engine: Engines) -> dict[str, Any]:
+    return compare.run(tiny_engine("llama", "int8").path, plan=TINY, threads=1)
 
 
 def test_a_comparison_has_five_parts_that_json_can_hold(result: dict[str, Any]) -> None:
@@ -61,9 +61,9 @@ def test_figures_of_one_engine_fit_together(result: dict[str, Any]) -> None:
 
 
 def test_the_smaller_engine_has_the_size_of_its_files(
-    result: dict[str, Any], engine_pair: Pairs
+    result: dict[str, Any], tiny_engine: Engines
 ) -> None:
-    files = [f for f in engine_pair("glm4v").int8.iterdir() if f.name != "manifest.json"]
+    files = [f for f in tiny_engine("glm4v", "int8").path.iterdir() if f.name != "manifest.json"]
     size = sum(file.stat().st_size for file in files) / 1e6
     assert result["int8"]["artifact_mb"] == pytest.approx(size)
     assert result["ratio"]["artifact_mb"] > 1
@@ -112,9 +112,9 @@ def test_one_engine_alone_is_not_plotted(alone: dict[str, Any], tmp_path: Path) 
         bench.plot(alone, tmp_path / "plot.png")
 
 
-def test_engines_of_different_checkpoints_are_not_compared(engine_pair: Pairs) -> None:
+def test_engines_of_different_checkpoints_are_not_compared(tiny_engine: Engines) -> None:
     with pytest.raises(InputError, match="different checkpoints"):
-        compare.run(engine_pair("llama").int8, engine_pair("glm4v").fp32, plan=TINY)
+        compare.run(tiny_engine("llama", "int8").path, tiny_engine("glm4v").path, plan=TINY)
 
 
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:

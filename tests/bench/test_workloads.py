@@ -9,12 +9,12 @@ import pytest
 from glmcompile.bench.compare import make_workloads
 from glmcompile.bench.workloads import open_engine
 from glmcompile.runtime.engine import Engine
-from tests.evaluate.conftest import EnginePair
+from tests.engines import TinyEngine
 
 
 @pytest.fixture
-def engine(engine_pair: Callable[[str], EnginePair]) -> Iterator[Engine]:
-    with open_engine(engine_pair("glm4v").fp32, threads=1) as opened:
+def engine(tiny_engine: Callable[..., TinyEngine]) -> Iterator[Engine]:
+    with open_engine(tiny_engine("glm4v").path, threads=1) as opened:
         yield opened
 
 

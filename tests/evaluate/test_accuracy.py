@@ -15,17 +15,17 @@ import glmcompile
 from glmcompile.errors import InputError
 from glmcompile.evaluate.accuracy import evaluate
 from glmcompile.runtime.engine import Engine
-from tests.evaluate.conftest import EnginePair
+from tests.engines import TinyEngine
 
-Pairs = Callable[[str], EnginePair]
+Engines = Callable[..., TinyEngine]
 
 
 def load(path: Path) -> Engine:
     return glmcompile.load(path, threads=1, kv_cache_bytes=8 << 20)
 
 
-def test_an_engine_agrees_with_itself(engine_pair: Pairs) -> None:
-    with load(engine_pair("glm4v").fp32) as engine, load(engine.path) as same:
+def test_an_engine_agrees_with_itself(tiny_engine: Engines) -> None:
+    with load(tiny_engine("glm4v").path) as engine, load(engine.path) as same:
         result = evaluate(engine, same, count=9)
     match, forced = result["exact_match"], result["teacher_forcing"]
     assert match["samples"] == 9
@@ -37,9 +37,9 @@ def test_an_engine_agrees_with_itself(engine_pair: Pairs) -> None:
     assert set(forced["perplexity"]) == {"fp32", "fp32 baseline"}
 
 
-def test_int8_is_compared_with_float32_on_text(engine_pair: Pairs) -> None:
-    pair = engine_pair("llama")
-    with load(pair.int8) as engine, load(pair.fp32) as baseline:
+def test_int8_is_compared_with_float32_on_text(tiny_engine: Engines) -> None:
+    int8, fp32 = tiny_engine("llama", "int8").path, tiny_engine("llama").path
+    with load(int8) as engine, load(fp32) as baseline:
         result = evaluate(engine, baseline, count=2)
     assert "exact_match" not in result
     forced = result["teacher_forcing"]
@@ -50,11 +50,11 @@ def test_int8_is_compared_with_float32_on_text(engine_pair: Pairs) -> None:
 
 
 def test_an_answers_perplexity_is_what_generation_gave_its_token(
-    engine_pair: Pairs, tmp_path: Path
+    tiny_engine: Engines, tmp_path: Path
 ) -> None:
     line = {"prompt": "Which letter?", "answer": "a"}
     (tmp_path / "samples.jsonl").write_text(json.dumps(line) + "\n")
-    path = engine_pair("llama").fp32
+    path = tiny_engine("llama").path
     token = Tokenizer.from_file(str(path / "tokenizer.json")).token_to_id("a")
     with load(path) as engine:
         (chosen,) = engine.generate(
@@ -66,8 +66,8 @@ def test_an_answers_perplexity_is_what_generation_gave_its_token(
     assert forced["perplexity"]["fp32"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_folders_right_answers_are_counted(engine_pair: Pairs, tmp_path: Path) -> None:
-    with load(engine_pair("llama").fp32) as engine:
+def test_a_folders_right_answers_are_counted(tiny_engine: Engines, tmp_path: Path) -> None:
+    with load(tiny_engine("llama").path) as engine:
         answer = engine.generate(prompt="Say something.", max_tokens=64).text
         lines = [
             {"prompt": "Say something.", "answer": answer or " "},
@@ -79,9 +79,9 @@ def test_a_folders_right_answers_are_counted(engine_pair: Pairs, tmp_path: Path)
     assert match["fp32"]["low"] < 0.5 < match["fp32"]["high"]
 
 
-def test_engines_of_different_vocabularies_are_refused(engine_pair: Pairs) -> None:
-    pair = engine_pair("llama")
-    with load(pair.int8) as engine, load(pair.fp32) as baseline:
+def test_engines_of_different_vocabularies_are_refused(tiny_engine: Engines) -> None:
+    int8, fp32 = tiny_engine("llama", "int8").path, tiny_engine("llama").path
+    with load(int8) as engine, load(fp32) as baseline:
         baseline.model = replace(baseline.model, vocab_size=7)
         with pytest.raises(InputError, match="of 7 and 288 tokens"):
             evaluate(engine, baseline)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -158,3 +160,18 @@ def test_activations_are_accurate_relative_to_their_argument(
     expected = activate(argument[None].astype(np.float64), activation)
     gate = argument.reshape(-1, 2, 16)[:, 0].ravel() if activation == "swiglu" else argument
     assert (np.abs(y - expected) <= ACTIVATION_RTOL * np.abs(gate)).all()
+
+
+def test_concurrent_runs_of_one_session_do_not_disturb_each_other() -> None:
+    rng = np.random.default_rng(10)
+    layer = random_linear(rng, 200, 300)
+    x = rng.normal(size=(33, 300)).astype(np.float32)
+    session = layer.session(x)
+    expected = session.run(None, {"x": x})[0]
+
+    def mismatches(_: int) -> int:
+        runs = ((rows, session.run(None, {"x": x[:rows]})[0]) for rows in range(1, 34))
+        return sum(not np.array_equal(y, expected[:rows]) for rows, y in runs)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(mismatches, range(12))) == 0

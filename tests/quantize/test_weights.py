@@ -1,4 +1,4 @@
-"""Int8 weights: rounding error, SmoothQuant leaves the product as it is, packing keeps the values."""
+"""Int8 weights: rounding error, SmoothQuant keeps the product, packing keeps the values."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.conftest import TinyEngine
+from tests.engines import TinyEngine
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]

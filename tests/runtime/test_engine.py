@@ -14,7 +14,7 @@ from glmcompile.errors import ArtifactError, InputError
 from glmcompile.runtime.engine import Engine, EngineOptions
 from glmcompile.runtime.model_runner import EncoderCache
 from glmcompile.runtime.sequence import SamplingParams
-from tests.runtime.conftest import TinyEngine
+from tests.engines import TinyEngine
 from tests.runtime.images import noise
 
 Engines = Callable[[str], TinyEngine]

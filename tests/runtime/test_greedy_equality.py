@@ -12,8 +12,8 @@ import pytest
 from glmcompile.runtime.engine import Engine
 from glmcompile.runtime.input_processor import Prompt
 from glmcompile.runtime.request import Completion
+from tests.engines import TinyEngine
 from tests.runtime import reference
-from tests.runtime.conftest import TinyEngine
 from tests.runtime.images import noise
 
 Engines = Callable[..., TinyEngine]

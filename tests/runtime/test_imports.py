@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from tests.runtime.conftest import TinyEngine
+from tests.engines import TinyEngine
 
 HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors")
 

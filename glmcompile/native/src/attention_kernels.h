@@ -69,7 +69,8 @@ struct SoftmaxState {
 };
 
 struct AttentionKernels {
-  // rows: `count` pointers to head_size floats, written padded_head apart; channel_scale: [head_size] multiplier.
+  // rows: `count` pointers to head_size floats, written padded_head apart;
+  // channel_scale: [head_size] multipliers.
   void (*pack_queries)(const float* const* rows, int count, int head_size,
                        const float* channel_scale, PackedQueries packed);
   // key_rows, value_rows: `count` pointers to head_size elements; count is a multiple of 32.

@@ -2,7 +2,8 @@
 //
 // Written once over a vector type V of sixteen lanes (VecPortable, VecAvx2, VecAvx512). Every
 // channel goes through the same operations whatever the tile it was computed in, so that a row's
-// result does not depend on the other rows of the call.
+// result does not depend on the other rows of the call. Every activation is within 3e-7 |x| of the
+// exact one.
 #pragma once
 
 #include "linear_problem.h"

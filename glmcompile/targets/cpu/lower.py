@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from glmcompile.passes.matching import DOMAIN, replace
+from glmcompile.passes.matching import DOMAIN, describe, replace
 from glmcompile.passes.pack_attention import PackAttention
 
 MICROSOFT = "com.microsoft"
@@ -43,6 +43,6 @@ class LowerLinear(ir.passes.InPlacePass):
             )
             if bias is not None:
                 output = tape.op("Add", [output, bias])
-            output.shape, output.dtype = old.shape, old.dtype
+            describe(output, like=old)
             replace(old, output)
         return ir.passes.PassResult(model, modified=bool(nodes))
