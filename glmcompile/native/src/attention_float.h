@@ -55,7 +55,8 @@ class FloatKernels {
     float* scores = task.scratch;
     const float* keys = static_cast<const float*>(task.tile.keys);
     product(static_cast<const float*>(task.queries.rows), head,
-            keys + static_cast<long>(from) * head_size, head_size * W, W, scores + from, kKeyTile, task.rows, (to - from) / W, head_size);
+            keys + static_cast<long>(from) * head_size, head_size * W, W, scores + from,
+            kKeyTile, task.rows, (to - from) / W, head_size);
     softmax(task, from, to);
     const float* values = static_cast<const float*>(task.tile.values);
     product(scores + from, kKeyTile, values + static_cast<long>(from) * head, W, head, task.output,
