@@ -50,8 +50,11 @@ def quantize_models(
         model.opset_imports[DOMAIN] = 1
         common_passes.RemoveUnusedNodesPass()(model)
         common_passes.TopologicalSortPass()(model)
-    if table is not None and isinstance(recipe.linear, W8A8):
-        _convert_embedding(embedding, table)
+    if isinstance(recipe.linear, W8A8):
+        if table is not None:
+            _convert_embedding(embedding, table)
+        if "vision_encoder" in models:
+            _convert_attention(models["vision_encoder"])
     if recipe.kv_dtype == "int8":
         _convert_cache(models["decoder"], statistics)
     return quantized
@@ -203,6 +206,13 @@ def _convert_embedding(model: ir.Model, table: ir.Value) -> None:
     model.opset_imports[DOMAIN] = 1
     common_passes.RemoveUnusedNodesPass()(model)
     common_passes.TopologicalSortPass()(model)
+
+
+def _convert_attention(model: ir.Model) -> None:
+    """Attention without a cache multiplies integers, too, with scales of the kernel's own."""
+    for node in model.graph:
+        if node.op_type == "VarlenAttention":
+            node.attributes["compute_type"] = ir.AttrString("compute_type", "int8")
 
 
 def _convert_cache(model: ir.Model, statistics: Statistics) -> None:
