@@ -7,7 +7,7 @@ REFERENCE := calibration/reference
 # Pinned, because a looser torch may bring gigabytes of CUDA along.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-slow clean
+.PHONY: demo test clean
 
 demo: $(VENV)/.compile
 	$(BIN)/glmcompile compile $(REFERENCE) -o $(DEMO)/int8.engine --overwrite
@@ -21,11 +21,7 @@ demo: $(VENV)/.compile
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
-
-# The tests that take more than a minute each.
-test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m "slow"
+	$(BIN)/python -m pytest -q
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

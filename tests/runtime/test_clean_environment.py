@@ -7,11 +7,8 @@ import venv
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.engines import TinyEngine
 
-pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]
 
 
