@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,23 @@ def test_an_altered_engine_is_refused(engine: Path, tmp_path: Path) -> None:
 
 def test_a_taken_output_is_refused(engine: Path, tiny_checkpoint: Callable[[str], Path]) -> None:
     refused(invoke("compile", tiny_checkpoint("llama"), "-o", engine), "already exists")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 900 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_nothing(
+    small_disk: Path, tiny_checkpoint: Callable[[str], Path]
+) -> None:
+    result = invoke("compile", tiny_checkpoint("llama"), "-o", small_disk / "engine")
+    refused(result, "the disk is full")
+    assert list(small_disk.iterdir()) == []
