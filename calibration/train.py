@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--state", type=Path, required=True, help="file to save training to and resume from")
     add("--vision-steps", type=int, default=440, help="steps of the encoder alone")
     add("--freeze-from", type=int, default=750, help="step from which the encoder is left alone")
-    add("--steps", type=int, default=1740, help="steps in all")
+    add("--steps", type=int, default=1640, help="steps in all")
     add("--decay-from", type=float, default=0.87, help="part of the steps at the full rate")
     add("--patches", type=int, default=288 * 16, help="image patches a batch")
     add("--questions", type=int, default=12, help="questions a screen")
