@@ -12,9 +12,9 @@ TORCH := torch==2.13.0
 demo: $(VENV)/.compile
 	$(BIN)/glmcompile compile $(REFERENCE) -o $(DEMO)/int8.engine --overwrite
 	$(BIN)/glmcompile compile $(REFERENCE) -o $(DEMO)/fp32.engine --precision fp32 --overwrite
-	@echo 'Asking the INT8 engine about calibration/screenshot.png: "Open Maps."'
+	@echo 'Asking the INT8 engine about calibration/screenshot.png: "Open Chat."'
 	$(BIN)/glmcompile run $(DEMO)/int8.engine --image calibration/screenshot.png \
-	    --prompt "Open Maps."
+	    --prompt "Open Chat."
 	$(BIN)/glmcompile bench $(DEMO)/int8.engine --baseline $(DEMO)/fp32.engine --quick \
 	    --json $(DEMO)/report.json --markdown $(DEMO)/report.md --plot $(DEMO)/report.png
 
