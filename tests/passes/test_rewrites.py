@@ -102,6 +102,19 @@ def test_attention_reads_the_projection_through_one_node(
     assert attention.inputs[2] is None
 
 
+@pytest.mark.parametrize("family", ["glm4v", "qwen2_vl"])
+def test_vision_attention_gets_its_parts_from_one_node(
+    simplified: Callable[[str, str], ir.Model], family: str
+) -> None:
+    model = simplified(family, "vision_encoder")
+    PackAttention()(model)
+    for node in model.graph:
+        if node.op_type == "VarlenAttention":
+            sources = {value.producer() for value in node.inputs[:3] if value is not None}
+            assert {each.op_type for each in sources if each is not None} == {"PackedRotary"}
+            assert len(sources) == 1
+
+
 def test_activations_and_residuals_move_into_the_layers(
     simplified: Callable[[str, str], ir.Model], family_name: str
 ) -> None:
