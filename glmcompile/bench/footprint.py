@@ -18,7 +18,7 @@ def measure(
     """Start a process that imports the runtime, loads the engine and answers one request.
 
     Returns import_ms, load_ms (files verified, as by default), peak_memory_mb. The engine's files
-    are in the page cache unless it was never read. Raises GlmcompileError with the process' words.
+    are in the page cache unless it was never read. Raises GlmcompileError with its last words.
     """
     task = {
         "engine": str(engine.resolve()),
@@ -27,14 +27,16 @@ def measure(
         "samples": None if samples is None else str(samples.resolve()),
     }
     process = subprocess.run(
-        [sys.executable, "-m", "glmcompile.bench.footprint", json.dumps(task)],
+        # -P: the installed package, whatever lies in the current folder.
+        [sys.executable, "-P", "-m", "glmcompile.bench.footprint", json.dumps(task)],
         capture_output=True,
         text=True,
         check=False,
     )
     if process.returncode != 0:
         raise GlmcompileError(
-            f"{engine}: measuring it in a process of its own failed:\n{process.stderr.strip()}"
+            f"{engine}: measuring it in a process of its own failed: "
+            f"{(process.stderr.strip().splitlines() or ['no message'])[-1]}"
         )
     figures: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
     return figures
