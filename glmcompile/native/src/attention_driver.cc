@@ -61,7 +61,7 @@ struct Workspace {
     const size_t head = padded_head(head_size);
     queries = {arena.take<float>(rows * head), arena.take<float>(rows)};
     tile = {arena.take<float>(kKeyTile * head), arena.take<float>(kKeyTile * head),
-            arena.take<float>(kKeyTile), arena.take<float>(head)};
+            arena.take<int32_t>(kKeyTile)};
     scores = arena.take<float>(kRowBlock * kKeyTile);
     part = {arena.take<float>(kRowBlock), arena.take<float>(kRowBlock),
             arena.take<float>(kRowBlock * head)};
@@ -218,6 +218,16 @@ class Run {
     finish(task, space.state);
   }
 
+  // Multipliers of the stored elements of the task's head, one per channel.
+  void channel_scales(const Task& task, const float* of_segment, const float* of_problem,
+                      bool per_channel, float* scale) const {
+    const float* stored = of_segment != nullptr ? of_segment : of_problem;
+    const bool by_channel = of_segment != nullptr || per_channel;
+    if (stored != nullptr && by_channel) stored += task.kv_head * p_.head_size;
+    for (int d = 0; d < p_.head_size; ++d)
+      scale[d] = stored == nullptr ? 1.0f : stored[by_channel ? d : 0];
+  }
+
   void clear(const Task& task, SoftmaxState state) const {
     const int rows = task.count * group_;
     std::fill_n(state.max, rows, kMinusInfinity);
@@ -229,11 +239,8 @@ class Run {
   void pack_queries(const Task& task, const Workspace& space) const {
     const float* rows[kRowBlock];
     float scale[kMaxHeadSize];
-    const float* stored = p_.key_scale;
-    if (stored != nullptr && p_.key_scale_per_channel) stored += task.kv_head * p_.head_size;
-    for (int d = 0; d < p_.head_size; ++d)
-      scale[d] = p_.scale * kLog2E *
-                 (stored == nullptr ? 1.0f : stored[p_.key_scale_per_channel ? d : 0]);
+    channel_scales(task, task.segment->key_scale, p_.key_scale, p_.key_scale_per_channel, scale);
+    for (int d = 0; d < p_.head_size; ++d) scale[d] *= p_.scale * kLog2E;
     const int count = task.count * group_;
     for (int first = 0; first < count; first += kRowBlock) {
       const int block = std::min(kRowBlock, count - first);
@@ -368,8 +375,9 @@ class Run {
 
   void finish(const Task& task, SoftmaxState state) const {
     const int rows = task.count * group_;
-    const float* scale = p_.value_scale;
-    if (scale != nullptr && p_.value_scale_per_channel) scale += task.kv_head * p_.head_size;
+    float scale[kMaxHeadSize];
+    channel_scales(task, task.segment->value_scale, p_.value_scale, p_.value_scale_per_channel,
+                   scale);
     for (int r = 0; r < rows; ++r) {
       const int head = task.kv_head * group_ + r % group_;
       const int64_t token = task.segment->first_query + task.first + r / group_;
@@ -383,11 +391,7 @@ class Run {
         sum = sum * keep + std::exp2(sink - top);
       }
       const float factor = sum > 0 ? keep / sum : (sum == 0 ? 0.0f : sum);
-      for (int d = 0; d < p_.head_size; ++d) {
-        const float stored =
-            scale == nullptr ? 1.0f : scale[p_.value_scale_per_channel ? d : 0];
-        out[d] = in[d] * factor * stored;
-      }
+      for (int d = 0; d < p_.head_size; ++d) out[d] = in[d] * factor * scale[d];
     }
   }
 

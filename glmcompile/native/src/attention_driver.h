@@ -17,6 +17,9 @@ struct Segment {
   int64_t keys;                // keys in all
   int64_t first_key = 0;       // contiguous keys: packed row of key 0
   const int32_t* blocks = nullptr;  // paged keys: the sequence's row of the block table
+  // By channel (kv head major), instead of the problem's; null = the problem's.
+  const float* key_scale = nullptr;
+  const float* value_scale = nullptr;
 };
 
 struct AttentionProblem {

@@ -29,20 +29,19 @@ enum class Element { kFloat, kInt8 };
 // How queries, keys, probabilities and values are represented in the two products.
 enum class Precision {
   kFloat32,
-  kFixed16,  // int16 with one scale per query, key, and value channel of a tile; exact int32 sums
+  kInt8,  // integers: int8 keys and values, with exact int32 sums
 };
 
 // A packed tile of keys and values, in the layout of the table that packed it.
 struct PackedTile {
-  void* keys;          // kKeyTile * padded_head * 4 bytes
-  void* values;        // kKeyTile * padded_head * 4 bytes
-  float* key_scale;    // [kKeyTile]; fixed point only
-  float* value_scale;  // [padded_head]; fixed point only
+  void* keys;             // kKeyTile * padded_head * 4 bytes
+  void* values;           // kKeyTile * padded_head * 4 bytes
+  std::int32_t* key_sum;  // [kKeyTile]; integers only
 };
 
 struct PackedQueries {
   void* rows;    // rows * padded_head * 4 bytes
-  float* scale;  // [rows]; fixed point only
+  float* scale;  // [rows]; integers only
 };
 
 struct AttendTile {
@@ -82,6 +81,12 @@ struct AttentionKernels {
   void (*attend_unpacked)(const AttendTile& task, const void* const* key_rows,
                           const void* const* value_rows);
   void (*fold)(int rows, int padded_head, SoftmaxState tile, SoftmaxState state);
+  // Rounds float keys or values of one head of a segment, `count` rows `stride` apart in both
+  // arrays, to int8 with one scale per channel; centered, after moving each channel's range
+  // around 0, which is right for keys: it adds the same to all scores of a query. The other
+  // functions then take the int8 rows. Null where they take the elements as they are.
+  void (*quantize)(const float* rows, std::int64_t stride, std::int64_t count, int head_size,
+                   bool centered, std::int8_t* out, float* scale);
 };
 
 // The fastest table for cached elements of this type that is at least as accurate as `precision`.
@@ -91,6 +96,6 @@ const AttentionKernels& attention_kernels(Isa isa, Element element, Precision pr
 const AttentionKernels& attention_float_portable(Element element);
 const AttentionKernels& attention_float_avx2(Element element);
 const AttentionKernels& attention_float_avx512(Element element);
-const AttentionKernels& attention_fixed_avx512(Element element);
+const AttentionKernels& attention_int8_avx512(Element element);
 
 }  // namespace glmcompile

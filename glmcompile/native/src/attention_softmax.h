@@ -38,12 +38,11 @@ inline typename V::F soft_cap(typename V::F x, float cap) {
   return V::mul(V::mul(tanh, sign), V::set(cap));
 }
 
-// Turns one row of scores into probabilities relative to its maximum over keys [begin, end), all
-// within [from, to), multiples of the vector width; the other keys of [from, to) get 0.
-// write(key, p) stores a vector of probabilities and returns what the row's sum shall count.
-template <class V, class Write>
-inline void softmax_row(float* scores, int from, int to, int begin, int end, const float* bias,
-                        float cap, float* max, float* sum, const Write& write) {
+// Applies cap and bias to one row of scores of keys [from, to), multiples of the vector width, sets
+// those outside [begin, end) to -inf, and returns the largest.
+template <class V>
+inline float mask_scores(float* scores, int from, int to, int begin, int end, const float* bias,
+                         float cap) {
   constexpr int kWidth = V::kWidth;
   typename V::F top = V::set(kMinusInfinity);
   for (int key = from; key < to; key += kWidth) {
@@ -63,7 +62,17 @@ inline void softmax_row(float* scores, int from, int to, int begin, int end, con
     V::store(scores + key, s);
     top = V::max(top, s);
   }
-  const float row_max = V::reduce_max(top);
+  return V::reduce_max(top);
+}
+
+// Turns one row of scores into probabilities relative to its maximum over keys [begin, end), all
+// within [from, to), multiples of the vector width; the other keys of [from, to) get 0.
+// write(key, p) stores a vector of probabilities and returns what the row's sum shall count.
+template <class V, class Write>
+inline void softmax_row(float* scores, int from, int to, int begin, int end, const float* bias,
+                        float cap, float* max, float* sum, const Write& write) {
+  constexpr int kWidth = V::kWidth;
+  const float row_max = mask_scores<V>(scores, from, to, begin, end, bias, cap);
   typename V::F total = V::set(0.0f);
   if (row_max == kMinusInfinity) {
     for (int key = from; key < to; key += kWidth) write(key, total);
@@ -78,22 +87,33 @@ inline void softmax_row(float* scores, int from, int to, int begin, int end, con
 
 template <class V>
 void fold_tile(int rows, int head, SoftmaxState tile, SoftmaxState state) {
-  for (int r = 0; r < rows; ++r) {
-    if (tile.max[r] == kMinusInfinity) continue;
-    float* out = state.output + static_cast<long>(r) * head;
-    const float* in = tile.output + static_cast<long>(r) * head;
-    const float top = tile.max[r] > state.max[r] ? tile.max[r] : state.max[r];
-    // exp2 of lanes holding the two shifts; -inf - top is -inf and gives 0.
-    float factor[V::kWidth];
-    V::store(factor, exp2<V>(V::set(state.max[r] - top)));
-    const float keep_old = factor[0];
-    V::store(factor, exp2<V>(V::set(tile.max[r] - top)));
-    const float keep_new = factor[0];
-    state.max[r] = top;
-    state.sum[r] = state.sum[r] * keep_old + tile.sum[r] * keep_new;
-    const typename V::F a = V::set(keep_old), b = V::set(keep_new);
-    for (int d = 0; d < head; d += V::kWidth)
-      V::store(out + d, V::fma(V::load(in + d), b, V::mul(V::load(out + d), a)));
+  // The factors of many rows at once: one row's would be waited for.
+  constexpr int kRows = 32;
+  for (int first = 0; first < rows; first += kRows) {
+    const int count = rows - first < kRows ? rows - first : kRows;
+    // 2^old and 2^fresh are the factors of the state and of the tile; -inf gives 0.
+    float old[kRows] = {}, fresh[kRows] = {};
+    for (int i = 0; i < count; ++i) {
+      const float a = state.max[first + i], b = tile.max[first + i], top = b > a ? b : a;
+      if (top == kMinusInfinity) continue;
+      old[i] = a - top;
+      fresh[i] = b - top;
+    }
+    for (int i = 0; i < count; i += V::kWidth) {
+      V::store(old + i, exp2<V>(V::load(old + i)));
+      V::store(fresh + i, exp2<V>(V::load(fresh + i)));
+    }
+    for (int i = 0; i < count; ++i) {
+      const int r = first + i;
+      if (tile.max[r] == kMinusInfinity) continue;
+      float* out = state.output + static_cast<long>(r) * head;
+      const float* in = tile.output + static_cast<long>(r) * head;
+      state.max[r] = tile.max[r] > state.max[r] ? tile.max[r] : state.max[r];
+      state.sum[r] = state.sum[r] * old[i] + tile.sum[r] * fresh[i];
+      const typename V::F a = V::set(old[i]), b = V::set(fresh[i]);
+      for (int d = 0; d < head; d += V::kWidth)
+        V::store(out + d, V::fma(V::load(in + d), b, V::mul(V::load(out + d), a)));
+    }
   }
 }
 

@@ -308,10 +308,10 @@ void PagedAttention::compute(KernelContext& context) const {
   problem.value_scale = call.value_scale;
   problem.key_scale_per_channel = update.key_scale_per_channel;
   problem.value_scale_per_channel = update.value_scale_per_channel;
-  // A fixed-point tile of float keys has scales that depend on which keys it holds so far; only
-  // the int8 cache, whose scales are given, keeps chunked prefill equal to prefill at once.
+  // Rounding float keys to int8 takes scales, which depend on the keys there are so far; only the
+  // int8 cache, whose scales are given, keeps chunked prefill equal to prefill at once.
   const Precision precision =
-      call.element == Element::kInt8 ? Precision::kFixed16 : Precision::kFloat32;
+      call.element == Element::kInt8 ? Precision::kInt8 : Precision::kFloat32;
   run_attention(context, attention_kernels(isa_, call.element, precision), problem);
 
   const Tensor* caches[] = {&call.key_cache, &call.value_cache};

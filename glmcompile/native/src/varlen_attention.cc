@@ -3,14 +3,50 @@
 #include <cmath>
 
 #include "attention_driver.h"
+#include "scratch_buffer.h"
 
 namespace glmcompile {
 namespace {
 
 Precision precision_of(const std::string& compute_type) {
   if (compute_type == "float32") return Precision::kFloat32;
-  if (compute_type == "bfloat16" || compute_type == "int8") return Precision::kFixed16;
-  fail("attribute compute_type: expected float32, bfloat16 or int8, got ", compute_type);
+  if (compute_type == "int8") return Precision::kInt8;
+  fail("attribute compute_type: expected float32 or int8, got ", compute_type);
+}
+
+// Points the problem at int8 copies of its keys and values, with scales per segment and channel:
+// a segment's result then does not depend on the others, nor a channel's on larger ones.
+void quantize_rows(const KernelContext& context, const AttentionKernels& kernels,
+                   AttentionProblem* problem) {
+  const int64_t width = problem->token_stride, head_size = problem->head_size;
+  const int64_t segments = static_cast<int64_t>(problem->segments.size());
+  const size_t tokens = segments == 0 ? 0
+                                      : static_cast<size_t>(problem->segments.back().first_key +
+                                                            problem->segments.back().keys);
+  static thread_local ScratchBuffer element_buffer, scale_buffer;
+  int8_t* elements = reinterpret_cast<int8_t*>(element_buffer.reserve(2 * tokens * width));
+  float* scales = reinterpret_cast<float*>(
+      scale_buffer.reserve(2 * static_cast<size_t>(segments) * width * sizeof(float)));
+  int8_t* const out[] = {elements, elements + tokens * width};
+  float* const scale[] = {scales, scales + segments * width};
+  const void* const in[] = {problem->keys, problem->values};
+  const int64_t heads = problem->kv_num_heads;
+  context.parallel_for(static_cast<size_t>(2 * segments * heads), [&](size_t i) {
+    const int64_t side = static_cast<int64_t>(i) % 2, head = static_cast<int64_t>(i) / 2 % heads;
+    const int64_t index = static_cast<int64_t>(i) / 2 / heads;
+    const Segment& segment = problem->segments[index];
+    const int64_t at = segment.first_key * width + head * head_size;
+    kernels.quantize(static_cast<const float*>(in[side]) + at, width, segment.keys,
+                     problem->head_size, side == 0, out[side] + at,
+                     scale[side] + index * width + head * head_size);
+  });
+  problem->element = Element::kInt8;
+  problem->keys = out[0];
+  problem->values = out[1];
+  for (int64_t i = 0; i < segments; ++i) {
+    problem->segments[i].key_scale = scale[0] + i * width;
+    problem->segments[i].value_scale = scale[1] + i * width;
+  }
 }
 
 }  // namespace
@@ -62,6 +98,7 @@ void VarlenAttention::compute(KernelContext& context) const {
   problem.keys = key.data<float>();
   problem.values = value.data<float>();
   problem.token_stride = kv_num_heads_ * head_size;
+  if (kernels_->quantize != nullptr) quantize_rows(context, *kernels_, &problem);
   run_attention(context, *kernels_, problem);
 }
 

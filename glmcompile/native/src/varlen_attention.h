@@ -1,8 +1,8 @@
 // com.glmcompile::VarlenAttention: non-causal attention inside each packed segment.
 //
 // Attribute compute_type is the least precision that the two products may be computed with:
-// "float32" (default), "bfloat16" or "int8". Where a processor has no faster way that keeps it,
-// the next better one is used.
+// "float32" (default) or "int8", which rounds keys and values of a segment to int8 with a scale per
+// channel. Where integers are not faster, float32 is used.
 #pragma once
 
 #include "attention_kernels.h"
