@@ -140,7 +140,11 @@ def test_an_interrupted_compile_leaves_nothing(
 ) -> None:
     command = [sys.executable, "-m", "glmcompile", "compile", str(tiny_checkpoint("llama"))]
     process = subprocess.Popen(
-        [*command, "-o", str(tmp_path / "engine")], stderr=subprocess.PIPE, text=True
+        [*command, "-o", str(tmp_path / "engine")],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job, which the tests may be, ignores SIGINT and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
