@@ -23,8 +23,6 @@ class _Commands(click.Group):
     """Turns the errors meant for users into one line on stderr and exit code 2."""
 
     def invoke(self, context: click.Context) -> Any:
-        # A polite kill unwinds like Ctrl-C, so that half-written output is removed.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return super().invoke(context)
         except GlmcompileError as error:
@@ -239,7 +237,12 @@ def _write(file: Path, write: Callable[[Path], Any]) -> None:
 
 
 class _Progress:
-    """Stages of long work as rich progress bars on stderr."""
+    """Stages of long work as rich progress bars on stderr.
+
+    A polite kill unwinds like Ctrl-C, so that half-written output is removed. Libraries swallow an
+    exception now and then (in a finalizer, in a callback from C), so it is raised again at the next
+    stage.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -253,8 +256,12 @@ class _Progress:
             console=Console(stderr=True),
         )
         self._task: Any = None
+        self._interrupted = False
 
     def __enter__(self) -> _Progress:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and shells' & set it
+                signal.signal(number, self._interrupt)
         self._bars.start()
         return self
 
@@ -265,9 +272,15 @@ class _Progress:
 
     def stage(self, name: str, total: int | None = None) -> Callable[[int], None]:
         """See glmcompile.progress.Progress."""
+        if self._interrupted:
+            raise KeyboardInterrupt
         self._finish()
         task = self._task = self._bars.add_task(name, total=total)
         return lambda done: self._bars.update(task, completed=done)
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def _finish(self) -> None:
         if self._task is not None:
