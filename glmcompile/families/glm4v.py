@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glmcompile.config import ImageProcessorConfig, ModelConfig, VisionConfig
-from glmcompile.errors import InputError
 from glmcompile.families.base import (
     Config,
     Family,
@@ -19,6 +17,7 @@ from glmcompile.families.base import (
 )
 from glmcompile.families.mrope import frame_boundaries, mrope_positions, patch_positions
 from glmcompile.families.qwen2_vl import CLIP_MEAN, CLIP_STD
+from glmcompile.families.resize import fit_pixels
 
 PROCESSOR_DEFAULTS = ImageProcessorConfig(
     min_pixels=112 * 112, max_pixels=28 * 28 * 15000, mean=CLIP_MEAN, std=CLIP_STD
@@ -62,32 +61,17 @@ def vision_inputs(grid_thw: NDArray[np.int64], vision: VisionConfig) -> dict[str
     }
 
 
-def smart_resize(height: int, width: int, vision: VisionConfig) -> tuple[int, int]:
+def resize(height: int, width: int, vision: VisionConfig) -> tuple[int, int]:
     """Height and width divisible by a merged patch, total pixels of all frames within bounds.
 
-    As `smart_resize` of transformers' GLM-4V image processor, whose pixel bounds count the
-    temporal patch's frames (an image is repeated to fill one).
+    As `smart_resize` of transformers' GLM-4V image processor: images smaller than a merged patch
+    grow first, and the bounds count the temporal patch's frames (an image is repeated to fill one).
     """
-    factor, frames = vision.patch_size * vision.merge_size, vision.temporal_patch_size
-    low, high = vision.processor.min_pixels, vision.processor.max_pixels
+    factor = vision.patch_size * vision.merge_size
     if height < factor or width < factor:
         scale = max(factor / height, factor / width)
         height, width = int(height * scale), int(width * scale)
-    if max(height, width) / min(height, width) > 200:
-        raise InputError(
-            f"an image of {width}x{height} pixels is too narrow; "
-            "its sides may differ by at most a factor of 200"
-        )
-    rows, columns = round(height / factor) * factor, round(width / factor) * factor
-    if frames * rows * columns > high:
-        shrink = math.sqrt((frames * height * width) / high)
-        rows = max(factor, math.floor(height / shrink / factor) * factor)
-        columns = max(factor, math.floor(width / shrink / factor) * factor)
-    elif frames * rows * columns < low:
-        grow = math.sqrt(low / (frames * height * width))
-        rows = math.ceil(height * grow / factor) * factor
-        columns = math.ceil(width * grow / factor) * factor
-    return rows, columns
+    return fit_pixels(height, width, vision, frames=vision.temporal_patch_size)
 
 
 FAMILY = Family(
@@ -101,6 +85,6 @@ FAMILY = Family(
     read_config=read_config,
     positions=mrope_positions,
     vision_inputs=vision_inputs,
-    resize=smart_resize,
+    resize=resize,
     image_placeholder="<|image|>",
 )

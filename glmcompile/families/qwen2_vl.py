@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glmcompile.config import ImageProcessorConfig, ModelConfig, VisionConfig
-from glmcompile.errors import InputError, UnsupportedArchitectureError
+from glmcompile.errors import UnsupportedArchitectureError
 from glmcompile.families.base import (
     Config,
     Family,
@@ -19,6 +18,7 @@ from glmcompile.families.base import (
     text_config,
 )
 from glmcompile.families.mrope import frame_boundaries, mrope_positions, patch_positions
+from glmcompile.families.resize import fit_pixels
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -62,30 +62,6 @@ def vision_inputs(grid_thw: NDArray[np.int64], vision: VisionConfig) -> dict[str
     }
 
 
-def smart_resize(height: int, width: int, vision: VisionConfig) -> tuple[int, int]:
-    """Height and width divisible by a merged patch, total pixels within the processor's bounds.
-
-    As `smart_resize` of transformers' Qwen2-VL image processor.
-    """
-    factor = vision.patch_size * vision.merge_size
-    low, high = vision.processor.min_pixels, vision.processor.max_pixels
-    if max(height, width) / min(height, width) > 200:
-        raise InputError(
-            f"an image of {width}x{height} pixels is too narrow; "
-            "its sides may differ by at most a factor of 200"
-        )
-    rows, columns = round(height / factor) * factor, round(width / factor) * factor
-    if rows * columns > high:
-        shrink = math.sqrt((height * width) / high)
-        rows = max(factor, math.floor(height / shrink / factor) * factor)
-        columns = max(factor, math.floor(width / shrink / factor) * factor)
-    elif rows * columns < low:
-        grow = math.sqrt(low / (height * width))
-        rows = math.ceil(height * grow / factor) * factor
-        columns = math.ceil(width * grow / factor) * factor
-    return rows, columns
-
-
 FAMILY = Family(
     name="qwen2_vl",
     architectures=("Qwen2VLForConditionalGeneration",),
@@ -97,6 +73,6 @@ FAMILY = Family(
     read_config=read_config,
     positions=mrope_positions,
     vision_inputs=vision_inputs,
-    resize=smart_resize,
+    resize=fit_pixels,
     image_placeholder="<|image_pad|>",
 )
