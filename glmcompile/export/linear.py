@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-DOMAIN = "com.glmcompile"
+from glmcompile.passes.matching import DOMAIN
+
 LINEAR = "Linear"
 
 

@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 
 import onnx_ir as ir
 
-WEIGHTS_FILE = "weights.bin"
+from glmcompile.artifact import WEIGHTS
+
 INLINE_BYTES = 1024  # smaller tensors stay inside the graph
 PAGE = 4096  # ONNX Runtime maps external data that starts at a page boundary
 CACHE_LINE = 64
@@ -22,7 +23,7 @@ def save_components(models: Mapping[str, ir.Model], directory: Path) -> None:
     is one tensor at most (a 16 MB block of it where it comes straight from the checkpoint).
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / WEIGHTS_FILE).open("w+b") as file:
+    with (directory / WEIGHTS).open("w+b") as file:
         writer = _WeightsWriter(file)
         for component, model in models.items():
             initializers = model.graph.initializers.values()
@@ -51,7 +52,7 @@ class _WeightsWriter:
     ) -> ir.ExternalTensor:
         offset, length = self._place(tensor)
         return ir.ExternalTensor(
-            WEIGHTS_FILE,
+            WEIGHTS,
             offset,
             length,
             tensor.dtype,

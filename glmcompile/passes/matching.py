@@ -8,7 +8,6 @@ import numpy as np
 import onnx_ir as ir
 
 DOMAIN = "com.glmcompile"
-ONNX_OPSET = 23
 
 
 def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
@@ -21,11 +20,6 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     """The array behind a small constant or initializer, or None."""
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
     return None if tensor is None or tensor.size > 4096 else tensor.numpy()
-
-
-def is_constant(value: ir.Value | None, *expected: int) -> bool:
-    array = constant(value)
-    return array is not None and array.reshape(-1).tolist() == list(expected)
 
 
 def width(value: ir.Value) -> int | None:

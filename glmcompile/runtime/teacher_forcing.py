@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from glmcompile.config import ModelConfig
 from glmcompile.families import supported
 from glmcompile.runtime.image_processor import ProcessedImage
+from glmcompile.runtime.model_runner import cache_dtype
 from glmcompile.targets.cpu import open_session
 
 BLOCK_SIZE = 32
-CACHE_DTYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
 
 
 class TeacherForcing:
@@ -67,9 +67,10 @@ class TeacherForcing:
             "logits_indices": np.asarray(range(len(ids)) if rows is None else rows, np.int64),
         }
         decoder = self.sessions["decoder"]
+        dtype = cache_dtype(decoder)
         shape = (blocks, BLOCK_SIZE, self.model.num_kv_heads, self.model.head_size)
         inputs |= {
-            each.name: np.zeros(shape, CACHE_DTYPES[each.type])
+            each.name: np.zeros(shape, dtype)
             for each in decoder.get_inputs()
             if "_cache." in each.name
         }
