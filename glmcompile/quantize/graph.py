@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from glmcompile.errors import CalibrationError
 from glmcompile.passes.fuse_epilogue import FuseEpilogue
+from glmcompile.passes.fuse_norm import FuseNorm
 from glmcompile.passes.matching import DOMAIN, describe, dimensions, replace
 from glmcompile.quantize.packing import interleave_gate_up, packed_shape
 from glmcompile.quantize.schemes import W8A8, Recipe
@@ -48,6 +49,8 @@ def quantize_models(
                     shared = table is not None and table.name == node.inputs[1].name  # type: ignore[union-attr]
                     _convert_linear(model, node, scheme, statistics, shared)
         model.opset_imports[DOMAIN] = 1
+        common_passes.RemoveUnusedNodesPass()(model)
+        FuseNorm()(model)
         common_passes.RemoveUnusedNodesPass()(model)
         common_passes.TopologicalSortPass()(model)
     if isinstance(recipe.linear, W8A8):

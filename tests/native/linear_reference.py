@@ -89,6 +89,7 @@ class Linear:
     activation: str = ""
     static: tuple[float, int] | None = None
     input_scale: NDArray[np.float32] | None = None
+    rms_epsilon: float = 0.0
 
     @property
     def width(self) -> int:
@@ -111,6 +112,8 @@ class Linear:
         if self.static:
             values["activation_scale"] = self.static[0]
             values["activation_zero_point"] = float(self.static[1])
+        if self.rms_epsilon:
+            values["rms_epsilon"] = self.rms_epsilon
         return values
 
     def session(
@@ -176,6 +179,8 @@ def reference(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Result [M, width] in float64 from exact integer sums, and the absolute tolerance for it."""
     rows = x.reshape(-1, layer.weight.shape[1])
+    squares = np.mean(rows.astype(np.float64) ** 2, axis=1, keepdims=True)
+    norm = 1 / np.sqrt(squares + layer.rms_epsilon) if layer.rms_epsilon else 1.0
     if layer.input_scale is not None:
         rows = rows * layer.input_scale
     bias = 0.0 if layer.bias is None else layer.bias.astype(np.float64)
@@ -184,7 +189,7 @@ def reference(
         return empty, empty
     q, scale, zero_point = quantize(rows, layer.static)
     acc = (q - zero_point) @ layer.weight.astype(np.int64).T
-    product = acc * (scale.astype(np.float64) * layer.scale.astype(np.float64))
+    product = acc * (norm * scale.astype(np.float64) * layer.scale.astype(np.float64))
     y = activate(product + bias, layer.activation)
     magnitude = np.abs(product) + np.abs(bias) + 1
     if layer.activation == "swiglu":

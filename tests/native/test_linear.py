@@ -58,6 +58,19 @@ def test_input_scale_multiplies_each_channel_before_rounding(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("k", [576, 130, 7])
+def test_rows_are_normalized_by_their_root_mean_square(isa: str, k: int) -> None:
+    rng = np.random.default_rng(9)
+    layer = random_linear(rng, 40, k, "silu")
+    layer.rms_epsilon = 1e-5
+    layer.input_scale = rng.uniform(0.01, 3, k).astype(np.float32)
+    x = (rng.normal(size=(19, k)) * 10.0 ** rng.uniform(-3, 3, (19, 1))).astype(np.float32)
+    x[3] = 0
+    residual = rng.normal(size=(19, 40)).astype(np.float32)
+    assert_matches(layer, x, residual, layer.run(x, residual, isa))
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("rows", [1, 16, 50])
 def test_extreme_integers_do_not_saturate(isa: str, rows: int) -> None:
     weight = np.concatenate([np.full((20, 640), v, np.int8) for v in (-128, 127)])

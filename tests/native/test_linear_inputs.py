@@ -44,6 +44,8 @@ def test_a_range_beyond_float32_becomes_nan(isa: str) -> None:
     x = np.zeros((1, 64), np.float32)
     x[0, :2] = 3e38, -3e38
     assert np.isnan(layer.run(x, isa=isa)).all()
+    layer.rms_epsilon, layer.input_scale = 1e-5, np.full(64, 1e-9, np.float32)
+    assert np.isnan(layer.run(x, isa=isa)).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -64,6 +66,13 @@ def test_static_ranges_clamp_everything_outside(isa: str) -> None:
         x[:] = value
         expected = layer.run(np.full((1, 64), inside, np.float32), isa=isa)
         np.testing.assert_array_equal(layer.run(x, isa=isa), expected)
+
+
+def test_a_normalization_needs_its_weight() -> None:
+    layer = random_linear(np.random.default_rng(4), 16, 64)
+    layer.rms_epsilon = 1e-5
+    with pytest.raises(ERRORS, match="LinearW8A8: input_scale: needed beside rms_epsilon"):
+        layer.run(np.ones((1, 64), np.float32))
 
 
 def changed_inputs(**changes: np.ndarray) -> None:
@@ -111,6 +120,19 @@ def test_malformed_inputs_are_named(name: str, value: np.ndarray, message: str) 
         (
             {"in_features": 100, "out_features": 40, "activation_zero_point": 0.5},
             "activation_zero_point: expected an integer in 0 to 255",
+        ),
+        (
+            {"in_features": 100, "out_features": 40, "rms_epsilon": -1e-5},
+            "rms_epsilon: expected a finite number >= 0",
+        ),
+        (
+            {
+                "in_features": 100,
+                "out_features": 40,
+                "rms_epsilon": 1e-5,
+                "activation_scale": 0.5,
+            },
+            "rms_epsilon: expected 0 with activation_scale",
         ),
     ],
 )

@@ -44,14 +44,20 @@ struct StaticRange {
   std::int32_t zero_point;
 };
 
+// How rows of activations become uint8.
+struct RowQuantizer {
+  StaticRange range;
+  const float* input_scale;  // [K], multiplies each channel first, or null
+  float rms_epsilon;         // of RMS normalization before that, dynamic ranges only; 0 = none
+};
+
 struct LinearKernel {
   const char* isa;
   std::int64_t tile_rows;      // height of the register tile, at most kMaxTileRows
   std::int64_t element_bytes;  // of a quantized activation as quantize_row stores it
-  // x [n] float32 (times input_scale [n] unless null) -> row [padded] of 0 to 255 (zero beyond n),
-  // one scale and zero point.
-  void (*quantize_row)(const float* x, const float* input_scale, std::int64_t n,
-                       std::int64_t padded, StaticRange range, std::uint8_t* row, float* scale,
+  // x [n] float32 -> row [padded] of 0 to 255 (zero beyond n), one scale and zero point.
+  void (*quantize_row)(const float* x, std::int64_t n, std::int64_t padded,
+                       const RowQuantizer& how, std::uint8_t* row, float* scale,
                        std::int32_t* zero_point);
   // Output rows [row_begin, row_end) x channels of blocks [block_begin, block_end) of 16.
   // row_begin is a multiple of tile_rows; with swiglu block_begin is even. The memory of the rows

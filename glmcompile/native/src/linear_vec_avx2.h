@@ -62,11 +62,6 @@ struct VecAvx2 {
     return {_mm256_cvtepi32_ps(_mm256_sub_epi32(acc.a, _mm256_mullo_epi32(z, sum.a))),
             _mm256_cvtepi32_ps(_mm256_sub_epi32(acc.b, _mm256_mullo_epi32(z, sum.b)))};
   }
-  static bool any_nan(F x) {
-    const __m256 a = _mm256_cmp_ps(x.a, x.a, _CMP_UNORD_Q);
-    const __m256 b = _mm256_cmp_ps(x.b, x.b, _CMP_UNORD_Q);
-    return _mm256_movemask_ps(_mm256_or_ps(a, b)) != 0;
-  }
   static float reduce_min(F x) {
     float all[16];
     store(all, x);
@@ -80,6 +75,13 @@ struct VecAvx2 {
     float r = all[0];
     for (float v : all) r = v > r ? v : r;
     return r;
+  }
+  static float reduce_sum(F x) {
+    const __m256 eight = _mm256_add_ps(x.a, x.b);
+    const __m128 four =
+        _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
   static F reciprocal(F x) {
     const __m256 one = _mm256_set1_ps(1.0f);

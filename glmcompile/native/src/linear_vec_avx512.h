@@ -42,9 +42,9 @@ struct VecAvx512 {
     const I offset = _mm512_mullo_epi32(_mm512_set1_epi32(zero_point), sum);
     return _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, offset));
   }
-  static bool any_nan(F x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
   static float reduce_min(F x) { return _mm512_reduce_min_ps(x); }
   static float reduce_max(F x) { return _mm512_reduce_max_ps(x); }
+  static float reduce_sum(F x) { return _mm512_reduce_add_ps(x); }
   static F reciprocal(F x) {
     const F r = _mm512_rcp14_ps(x);
     return mul(r, _mm512_fnmadd_ps(x, r, set(2.0f)));

@@ -88,11 +88,6 @@ struct VecPortable {
   static F correct(I acc, I sum, std::int32_t zero_point) {
     return map([&](int i) { return static_cast<float>(acc.v[i] - zero_point * sum.v[i]); });
   }
-  static bool any_nan(F x) {
-    bool nan = false;
-    for (int i = 0; i < 16; ++i) nan |= x.v[i] != x.v[i];
-    return nan;
-  }
   static float reduce_min(F x) {
     float r = x.v[0];
     for (int i = 1; i < 16; ++i) r = x.v[i] < r ? x.v[i] : r;
@@ -102,6 +97,12 @@ struct VecPortable {
     float r = x.v[0];
     for (int i = 1; i < 16; ++i) r = x.v[i] > r ? x.v[i] : r;
     return r;
+  }
+  static float reduce_sum(F x) {
+    for (int half = 8; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) x.v[i] += x.v[half + i];
+    }
+    return x.v[0];
   }
   // 1 / x for positive x in [2^-8, 2^120].
   static F reciprocal(F x) {

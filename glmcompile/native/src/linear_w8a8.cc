@@ -127,6 +127,11 @@ LinearW8A8::LinearW8A8(const KernelInfo& info)
   check(zero_point >= 0.0f && zero_point <= 255.0f && zero_point == std::nearbyint(zero_point),
         "attribute activation_zero_point: expected an integer in 0 to 255, got ", zero_point);
   range_.zero_point = static_cast<std::int32_t>(zero_point);
+  rms_epsilon_ = info.attribute<float>("rms_epsilon", 0.0f);
+  check(std::isfinite(rms_epsilon_) && rms_epsilon_ >= 0.0f,
+        "attribute rms_epsilon: expected a finite number >= 0, got ", rms_epsilon_);
+  check(rms_epsilon_ == 0.0f || range_.scale == 0.0f,
+        "attribute rms_epsilon: expected 0 with activation_scale, whose range is static");
 
   const auto constant = [&](std::size_t i) { return info.constant_input(i, kInputs[i].name); };
   const Parameters constants{constant(1), constant(2), constant(3), constant(4), constant(6)};
@@ -174,8 +179,11 @@ void LinearW8A8::compute(KernelContext& context) const {
           x.shape_text(), "), got ", residual.shape_text());
   }
   const float* input = x.data<float>();
-  const float* input_scale =
-      parameters.input_scale ? parameters.input_scale.data<float>() : nullptr;
+  const RowQuantizer quantizer{
+      range_, parameters.input_scale ? parameters.input_scale.data<float>() : nullptr,
+      rms_epsilon_};
+  check(rms_epsilon_ == 0.0f || quantizer.input_scale != nullptr,
+        "input_scale: needed beside rms_epsilon, it holds the weight of the normalization");
   float* output = context.output(0, shape, x.rank()).data<float>();
   const std::int64_t rows = x.size() / in_features_;
   if (rows == 0) return;
@@ -210,9 +218,10 @@ void LinearW8A8::compute(KernelContext& context) const {
     context.parallel_for(static_cast<std::size_t>(ceil_div(count, group)), [&](std::size_t task) {
       const std::int64_t first = static_cast<std::int64_t>(task) * group;
       for (std::int64_t row = first; row < std::min(first + group, count); ++row) {
-        kernel_.quantize_row(input + (begin + row) * in_features_, input_scale, in_features_,
-                             problem.k_blocks * kBlockK, range_, data + row * problem.row_stride,
-                             row_scale + row, row_zero_point + row);
+        kernel_.quantize_row(input + (begin + row) * in_features_, in_features_,
+                             problem.k_blocks * kBlockK, quantizer,
+                             data + row * problem.row_stride, row_scale + row,
+                             row_zero_point + row);
       }
     });
     problem.output = output + begin * width;

@@ -2,7 +2,9 @@
 //
 // y = activation((acc - zero_point * weight_sum) * (row_scale * weight_scale) + bias) + residual,
 // acc = sum over k of q(x * input_scale) * w in int32. x is quantized inside, per row (dynamic) or
-// with a static scale and zero point; input_scale is SmoothQuant's 1 / s.
+// with a static scale and zero point; input_scale is SmoothQuant's 1 / s. With the attribute
+// rms_epsilon > 0 each row of x is first multiplied by 1 / sqrt(mean(x^2) + rms_epsilon), and
+// input_scale holds the weight of that RMSNormalization as well.
 #pragma once
 
 #include "linear_problem.h"
@@ -39,6 +41,7 @@ class LinearW8A8 {
   std::int64_t out_features_;
   Activation activation_;
   StaticRange range_;
+  float rms_epsilon_;
   const LinearKernel& kernel_;
   // Set, and checked once, when the weight, its scale and its sum are initializers, as they should
   // be: describing a tensor through the C API costs as much as multiplying a small one.
