@@ -73,7 +73,7 @@ def _product(graph: ir.Graph, weight: ir.Value, factor: ir.Value | None) -> ir.V
         name=name,
         shape=weight.shape,
         type=weight.type,
-        const_value=ir.LazyTensor(read, dtype=first.dtype, shape=first.shape, name=name),
+        const_value=ir.LazyTensor(read, dtype=first.dtype, shape=ir.Shape([first.size]), name=name),
     )
     graph.register_initializer(value)
     return value

@@ -100,7 +100,7 @@ void multiply_tiles_amx(const LinearProblem& p, std::int64_t row_begin, std::int
         const std::int64_t blocks = last - block < 2 ? 1 : 2;
         const std::int8_t* w = p.weight + block * p.block_bytes();
         std::int32_t* to = acc[current];
-        prefetch_epilogue(p, row, rows, block);
+        EpilogueAhead(p, row, rows, block).all();
         if (rows > 16) {
           blocks == 2 ? multiply_amx<Tiles, V, 2, 2>(p, a, w, pending, ahead, to)
                       : multiply_amx<Tiles, V, 2, 1>(p, a, w, pending, ahead, to);

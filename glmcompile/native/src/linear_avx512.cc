@@ -20,7 +20,7 @@ inline __m512i broadcast4(const std::uint8_t* p) {
 template <int rows, int blocks>
 void multiply_tile(const std::uint8_t* a, std::int64_t stride, const std::int8_t* w,
                    std::int64_t block_bytes, std::int64_t k_blocks, WeightsAhead& group_ahead,
-                   std::int32_t* tile) {
+                   EpilogueAhead& epilogue, std::int32_t* tile) {
   __m512i acc[rows][blocks];
   WeightsAhead ahead = group_ahead;
 #pragma GCC unroll 12
@@ -34,6 +34,7 @@ void multiply_tile(const std::uint8_t* a, std::int64_t stride, const std::int8_t
 #pragma GCC unroll 4
   for (int g = 0; g < groups; ++g) base[g] = a + 3 * g * stride;
   for (std::int64_t kb = 0; kb < k_blocks; ++kb) {
+    epilogue.step();
 #pragma GCC unroll 16
     for (int k4 = 0; k4 < 16; ++k4) {
       __m512i b[blocks];
@@ -82,8 +83,10 @@ struct TileAvx512 {
 
   static void multiply(const std::uint8_t* a, std::int64_t stride, std::int64_t rows,
                        const std::int8_t* w, std::int64_t block_bytes, std::int64_t blocks,
-                       std::int64_t k_blocks, WeightsAhead& ahead, std::int32_t* tile) {
-    kMultiplyTile[rows - 1][blocks - 1](a, stride, w, block_bytes, k_blocks, ahead, tile);
+                       std::int64_t k_blocks, WeightsAhead& ahead, EpilogueAhead& epilogue,
+                       std::int32_t* tile) {
+    kMultiplyTile[rows - 1][blocks - 1](a, stride, w, block_bytes, k_blocks, ahead, epilogue,
+                                        tile);
   }
 };
 

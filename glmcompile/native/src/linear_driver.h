@@ -7,9 +7,9 @@
 namespace glmcompile {
 
 // Tile provides kRows (the height of its register tile) and
-//   multiply(a, stride, rows, w, block_bytes, blocks, k_blocks, ahead, tile):
+//   multiply(a, stride, rows, w, block_bytes, blocks, k_blocks, ahead, epilogue, tile):
 //     tile [rows][32] int32 = rows of quantized activations times `blocks` (1 or 2) weight blocks;
-// it may prefetch what lies ahead. V finishes the tile.
+// it may prefetch what both say lies ahead. V finishes the tile.
 template <class V, class Tile>
 void multiply_tiles(const LinearProblem& p, std::int64_t row_begin, std::int64_t row_end,
                     std::int64_t block_begin, std::int64_t block_end) {
@@ -28,9 +28,9 @@ void multiply_tiles(const LinearProblem& p, std::int64_t row_begin, std::int64_t
       const std::uint8_t* a = p.rows + row * p.row_stride;
       for (std::int64_t block = first; block < last; block += 2) {
         const std::int64_t blocks = last - block < 2 ? 1 : 2;
-        prefetch_epilogue(p, row, rows, block);
+        EpilogueAhead epilogue(p, row, rows, block);
         Tile::multiply(a, p.row_stride, rows, p.weight + block * p.block_bytes(), p.block_bytes(),
-                       blocks, p.k_blocks, ahead, tile);
+                       blocks, p.k_blocks, ahead, epilogue, tile);
         finish_tile<V>(p, tile, 2 * kBlockN, row, rows, block, blocks);
       }
     }

@@ -11,7 +11,9 @@ struct TilePortable {
 
   static void multiply(const std::uint8_t* a, std::int64_t stride, std::int64_t rows,
                        const std::int8_t* w, std::int64_t block_bytes, std::int64_t blocks,
-                       std::int64_t k_blocks, WeightsAhead&, std::int32_t* tile) {
+                       std::int64_t k_blocks, WeightsAhead&, EpilogueAhead& epilogue,
+                       std::int32_t* tile) {
+    epilogue.all();
     for (std::int64_t b = 0; b < blocks; ++b, w += block_bytes) {
       std::int32_t acc[kRows][kBlockN] = {};
       const std::int8_t* from = w;

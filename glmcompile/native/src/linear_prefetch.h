@@ -40,21 +40,40 @@ inline std::int64_t group_blocks(const LinearProblem& p, std::int64_t row_tiles)
   return row_tiles > 2 && most > 2 ? most : 2;
 }
 
-// Claims the cache lines of a tile's outputs, and fetches its residuals, while it is multiplied.
-inline void prefetch_epilogue(const LinearProblem& p, std::int64_t row, std::int64_t rows,
-                             std::int64_t block) {
-  const bool halved = p.activation == Activation::kSwiglu;
-  const std::int64_t first = row * p.output_width + block * (halved ? kBlockN / 2 : kBlockN);
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const std::int64_t at = first + r * p.output_width;
-    prefetch_write(p.output + at);
-    if (!halved) prefetch_write(p.output + at + kBlockN);
-    if (p.residual) {
-      __builtin_prefetch(p.residual + at);
-      if (!halved) __builtin_prefetch(p.residual + at + kBlockN);
+// Claims the cache lines of a tile's outputs, and fetches its residuals, while it is multiplied: a
+// few rows with every block of k, since a burst would take every fill buffer from the weights.
+struct EpilogueAhead {
+  const float* output;
+  const float* residual;  // or null
+  std::int64_t width, rows, rows_at_a_time;
+  std::int64_t line;  // distance to a row's second cache line; 0 where there is one
+
+  EpilogueAhead(const LinearProblem& p, std::int64_t row, std::int64_t rows, std::int64_t block)
+      : width(p.output_width), rows(rows), rows_at_a_time(ceil_div(rows, p.k_blocks)) {
+    const bool halved = p.activation == Activation::kSwiglu;
+    const std::int64_t first = row * width + block * (halved ? kBlockN / 2 : kBlockN);
+    line = halved ? 0 : kBlockN;
+    output = p.output + first;
+    residual = p.residual ? p.residual + first : nullptr;
+  }
+
+  void step() {
+    for (std::int64_t i = 0; i < rows_at_a_time && rows > 0; ++i, --rows) {
+      prefetch_write(output);
+      prefetch_write(output + line);
+      output += width;
+      if (residual) {
+        __builtin_prefetch(residual);
+        __builtin_prefetch(residual + line);
+        residual += width;
+      }
     }
   }
-}
+
+  void all() {
+    while (rows > 0) step();
+  }
+};
 
 }  // namespace
 
