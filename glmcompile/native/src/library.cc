@@ -3,8 +3,10 @@
 #include <memory>
 #include <string>
 
+#include "ceilings.h"
 #include "cpu_features.h"
 #include "embedding_w8.h"
+#include "linear_problem.h"
 #include "linear_w8a8.h"
 #include "ort_abi.h"
 #include "packed_rotary.h"
@@ -81,4 +83,29 @@ GLMCOMPILE_EXPORT const char* glmcompile_selected_isa() {
   } catch (const Error&) {
     return "";
   }
+}
+
+// The instructions that LinearW8A8 would multiply with now, e.g. "avx512", and whose ceilings the
+// functions below reach for; "" if GLMCOMPILE_ISA is invalid, which the functions below take for
+// granted that it is not.
+GLMCOMPILE_EXPORT const char* glmcompile_linear_isa() {
+  try {
+    return select_linear_kernel().isa;
+  } catch (const Error&) {
+    return "";
+  }
+}
+
+// Reads `count` floats in the calling thread, a multiple of 128.
+GLMCOMPILE_EXPORT void glmcompile_read(const float* data, int64_t count) {
+  select_ceilings().read(data, count);
+}
+
+// Multiply in the calling thread and return the operations done, two per multiply-accumulate.
+GLMCOMPILE_EXPORT int64_t glmcompile_multiply_int8(int64_t rounds) {
+  return select_ceilings().multiply_int8(rounds);
+}
+
+GLMCOMPILE_EXPORT int64_t glmcompile_multiply_float(int64_t rounds) {
+  return select_ceilings().multiply_float(rounds);
 }
