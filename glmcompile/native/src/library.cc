@@ -85,9 +85,8 @@ GLMCOMPILE_EXPORT const char* glmcompile_selected_isa() {
   }
 }
 
-// The instructions that LinearW8A8 would multiply with now, e.g. "avx512", and whose ceilings the
-// functions below reach for; "" if GLMCOMPILE_ISA is invalid, which the functions below take for
-// granted that it is not.
+// The instructions that LinearW8A8 would multiply with now, e.g. "avx512"; "" if GLMCOMPILE_ISA is
+// invalid, which must not be when one of the functions below is called.
 GLMCOMPILE_EXPORT const char* glmcompile_linear_isa() {
   try {
     return select_linear_kernel().isa;
@@ -96,12 +95,11 @@ GLMCOMPILE_EXPORT const char* glmcompile_linear_isa() {
   }
 }
 
-// Reads `count` floats in the calling thread, a multiple of 128.
+// What the calling thread can do at best with those instructions, see ceilings.h.
 GLMCOMPILE_EXPORT void glmcompile_read(const float* data, int64_t count) {
   select_ceilings().read(data, count);
 }
 
-// Multiply in the calling thread and return the operations done, two per multiply-accumulate.
 GLMCOMPILE_EXPORT int64_t glmcompile_multiply_int8(int64_t rounds) {
   return select_ceilings().multiply_int8(rounds);
 }
