@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Distinguishable with any colour vision (Okabe and Ito).
 _BLUE, _ORANGE = "#0072B2", "#E69F00"
+_MARKERS = {"decode": "v", "prefill": "s", "linear layers": "o", "vision": "D"}
 
 
 def plot(result: dict[str, Any], path: str | Path) -> None:
@@ -88,24 +89,38 @@ def _accuracy(axes: Axes, result: dict[str, Any]) -> None:
 def _roofline(axes: Axes, result: dict[str, Any]) -> None:
     roofline = result["roofline"]
     for (name, engine), color in zip(roofline["engines"].items(), (_BLUE, _ORANGE), strict=False):
-        peak, points = roofline[f"{engine['peak']}_gop_per_s"], engine["points"]
-        places = [point["intensity"] for point in points]
-        heights = [point["gop_per_s"] for point in points]
-        for bandwidth, style in (
-            (engine["weights_gb_per_s"], "-"),
-            (roofline["memory_gb_per_s"], "--"),
-        ):
-            # Straight lines in logarithmic scales: up the bandwidth to the ridge, along the peak.
-            ridge = peak / bandwidth
-            ends = min(*places, ridge) / 2, max(*places, ridge) * 2
-            roof = [bandwidth * ends[0], peak, peak]
-            axes.plot([ends[0], ridge, ends[1]], roof, style, color=color, linewidth=1)
-        label = f"{name} engine, {engine['peak']} peak"
-        axes.scatter(places, heights, s=16, color=color, label=label)
-        for point, place, height in zip(points, places, heights, strict=True):
-            axes.annotate(
-                point["title"], (place, height), (4, -6), textcoords="offset points", fontsize=6
-            )
+        peak = roofline[f"{engine['peak']}_gop_per_s"]
+        places = [point["intensity"] for point in engine["points"]]
+        _roof(axes, peak, engine["weights_gb_per_s"], places, color=color)
+        _roof(axes, peak, roofline["memory_gb_per_s"], places, color=color, linestyle="--")
+        for kind, marker in _MARKERS.items():
+            shown = [point for point in engine["points"] if point["kind"] == kind]
+            if shown:
+                _points(axes, shown, label=f"{name} {kind}", color=color, marker=marker)
     axes.set(xscale="log", yscale="log", xlabel="operations per byte read", ylabel="GOP/s")
     axes.legend(loc="lower right", fontsize=8)
     axes.set_title("Roofline (dashed: bandwidth of memory)")
+
+
+def _roof(axes: Axes, peak: float, bandwidth: float, places: list[float], **style: Any) -> None:
+    """Straight lines in logarithmic scales: up the bandwidth to the ridge, along the peak."""
+    ridge = peak / bandwidth
+    low, high = min(*places, ridge) / 2, max(*places, ridge) * 4
+    axes.plot([low, ridge, high], [bandwidth * low, peak, peak], linewidth=1, **style)
+
+
+def _points(axes: Axes, points: list[dict[str, Any]], **style: Any) -> None:
+    axes.scatter(
+        [point["intensity"] for point in points],
+        [point["gop_per_s"] for point in points],
+        20,
+        **style,
+    )
+    for point in points:
+        axes.annotate(
+            point["size"].removesuffix(" tokens"),
+            (point["intensity"], point["gop_per_s"]),
+            (5, -3),
+            textcoords="offset points",
+            fontsize=6,
+        )

@@ -166,7 +166,7 @@ def roofline_rows(points: list[dict[str, Any]]) -> list[list[str]]:
     """One line a point, its cells those of ROOFLINE_HEADINGS."""
     return [
         [
-            point["title"],
+            f"{point['kind']}, {point['size']}",
             f"{point['ms']:,.2f}",
             f"{point['intensity']:,.0f}",
             f"{point['gop_per_s']:,.0f}",

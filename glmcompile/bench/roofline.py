@@ -45,11 +45,12 @@ class Work:
 class Point:
     """One workload against the ceilings.
 
-    of_peak, of_bandwidth: fractions of the multiplication peak and of the read bandwidth.
-    intensity: operations per byte.
+    kind, size: for example "prefill", "512 tokens". of_peak, of_bandwidth: fractions of the
+    multiplication peak and of the read bandwidth. intensity: operations per byte.
     """
 
-    title: str
+    kind: str
+    size: str
     operations: int
     bytes: int
     ms: float
@@ -82,7 +83,7 @@ def linear_work(nodes: Sequence[Node]) -> Work:
     """A run's linear layers."""
     return Work(
         sum(node.linear_operations for node in nodes),
-        sum(node.parameter_bytes for node in nodes if node.is_linear),
+        sum(node.weight_bytes for node in nodes if node.is_linear),
     )
 
 
@@ -94,7 +95,7 @@ def vision_work(nodes: Sequence[Node]) -> Work:
 
 def weight_bytes(nodes: Sequence[Node]) -> int:
     """All constants of a run."""
-    return sum(node.parameter_bytes for node in nodes)
+    return sum(node.weight_bytes for node in nodes)
 
 
 def measure(
@@ -141,7 +142,7 @@ def _engine(
     timed = _decoder_work(traces, figures) + _linear_work(traces)
     if "phone_screen_encode_ms" in figures:
         milliseconds = figures["phone_screen_encode_ms"]["median"]
-        timed.append(("vision encoder, 1080x2400 image", vision_work(traces.vision), milliseconds))
+        timed.append(("vision", "1080x2400", vision_work(traces.vision), milliseconds))
     return {
         "peak": precision,
         "weights_mb": weights / 1e6,
@@ -150,11 +151,14 @@ def _engine(
     }
 
 
-def point(title: str, work: Work, milliseconds: float, peak: float, bandwidth: float) -> Point:
+def point(
+    kind: str, size: str, work: Work, milliseconds: float, peak: float, bandwidth: float
+) -> Point:
     """peak: GOP/s. bandwidth: GB/s."""
     gop_per_s, gb_per_s = work.operations / milliseconds / 1e6, work.bytes / milliseconds / 1e6
     return Point(
-        title,
+        kind,
+        size,
         work.operations,
         work.bytes,
         milliseconds,
@@ -198,29 +202,36 @@ class Traces:
         self.vision = runs["vision_encoder"][0] if model.vision is not None else []
 
 
-def _decoder_work(traces: Traces, figures: dict[str, Any]) -> list[tuple[str, Work, float]]:
-    """What was timed with the whole engine: (title, work, milliseconds)."""
+def _decoder_work(traces: Traces, figures: dict[str, Any]) -> list[tuple[str, str, Work, float]]:
+    """What was timed with the whole engine: (kind, size, work, milliseconds)."""
     timed = []
     for context in CONTEXTS:
         if rate := figures.get("decode_tokens_per_s", {}).get(str(context)):
             nodes = traces.decoder[1][0]
             work = decoder_work(nodes, traces.model, traces.token, 1, past=context - 1)
-            timed.append((f"decode, context {context:,}", work, 1e3 / rate["median"]))
+            timed.append(("decode", f"context {context:,}", work, 1e3 / rate["median"]))
     for tokens in PREFILL_TOKENS:
         if rate := figures.get("prefill_tokens_per_s", {}).get(str(tokens)):
             nodes = traces.decoder[tokens][0]
             work = decoder_work(nodes, traces.model, traces.token, tokens)
-            timed.append((f"prefill, {tokens:,} tokens", work, 1e3 * tokens / rate["median"]))
+            milliseconds = 1e3 * tokens / rate["median"]
+            timed.append(("prefill", f"{tokens:,} tokens", work, milliseconds))
     return timed
 
 
-def _linear_work(traces: Traces) -> list[tuple[str, Work, float]]:
-    """The decoder's linear layers alone, by their traces."""
+def _linear_work(traces: Traces) -> list[tuple[str, str, Work, float]]:
+    """The decoder's linear layers alone, by their traces.
+
+    Not of one token: the profiler takes longer than the layers do, and slows them. Decode, which
+    holds them, says what they reach at least.
+    """
     return [
         (
-            f"linear layers, {tokens:,} token{'s' if tokens > 1 else ''}",
+            "linear layers",
+            f"{tokens:,} tokens",
             linear_work(runs[0]),
             1e3 * median(sum(node.seconds for node in run if node.is_linear) for run in runs),
         )
         for tokens, runs in traces.decoder.items()
+        if tokens > 1
     ]

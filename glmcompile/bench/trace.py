@@ -15,7 +15,8 @@ Shape = tuple[int, ...]
 class Node:
     """One execution of one node.
 
-    inputs: shapes of those present. parameter_bytes: of the constant inputs, weights above all.
+    inputs: shapes of those present. parameter_bytes: of the constant inputs as the profiler tells,
+    which are not those that ONNX Runtime has packed for itself.
     """
 
     op: str
@@ -28,6 +29,13 @@ class Node:
     def is_linear(self) -> bool:
         """Whether it is what the CPU target makes of a linear layer, see targets.cpu.lower."""
         return self.op in ("LinearW8A8", "FusedMatMul")
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the constant inputs, weights above all."""
+        if self.op == "FusedMatMul":
+            return 4 * self.inputs[0][-1] * self.output[-1]
+        return self.parameter_bytes
 
     @property
     def linear_operations(self) -> int:
