@@ -222,8 +222,8 @@ def _decoder_work(traces: Traces, figures: dict[str, Any]) -> list[tuple[str, st
 def _linear_work(traces: Traces) -> list[tuple[str, str, Work, float]]:
     """The decoder's linear layers alone, by their traces.
 
-    Not of one token: the profiler takes longer than the layers do, and slows them. Decode, which
-    holds them, says what they reach at least.
+    Not of one token: traced, so small layers can take longer than a whole step does untraced.
+    Decode at a short context, nearly all of whose bytes are theirs, stands for them.
     """
     return [
         (
