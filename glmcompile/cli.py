@@ -176,8 +176,18 @@ def run(
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the table as Markdown.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Write a picture (PNG).")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    help="Write a picture (PNG), of a comparison, a roofline or both.",
+)
 @click.option("--quick", is_flag=True, help="Fewer repetitions and samples.")
+@click.option(
+    "--roofline",
+    is_flag=True,
+    help="Also measure how fast this processor reads and multiplies, and which fraction of that "
+    "decode, prefill, the linear layers and the vision encoder reach.",
+)
 @THREADS
 def bench(
     engine: Path,
@@ -187,6 +197,7 @@ def bench(
     markdown: Path | None,
     plot: Path | None,
     quick: bool,
+    roofline: bool,
     threads: int | None,
 ) -> None:
     """Measure ENGINE's speed, memory and accuracy, and how much better it is than the baseline.
@@ -199,9 +210,17 @@ def bench(
 
     with _Progress() as progress:
         result = benchmark.run(
-            engine, baseline, quick=quick, samples=samples, threads=threads, progress=progress
+            engine,
+            baseline,
+            quick=quick,
+            samples=samples,
+            threads=threads,
+            roofline=roofline,
+            progress=progress,
         )
     Console().print(benchmark.render_table(result))
+    if roofline:
+        Console().print(benchmark.render_roofline(result))
     if json_file is not None:
         _write(json_file, lambda file: file.write_text(json.dumps(result, indent=1) + "\n"))
     if markdown is not None:

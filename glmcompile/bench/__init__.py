@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from glmcompile.progress import Progress
 
-__all__ = ["plot", "render_markdown", "render_table", "run"]
+__all__ = ["plot", "render_markdown", "render_roofline", "render_table", "run"]
 
 
 def run(
@@ -23,13 +23,20 @@ def run(
     quick: bool = False,
     samples: str | Path | None = None,
     threads: int | None = None,
+    roofline: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure an engine, and a baseline in turns with it; see glmcompile.bench.compare.run."""
     from glmcompile.bench import compare
 
     return compare.run(
-        engine, baseline, quick=quick, samples=samples, threads=threads, progress=progress
+        engine,
+        baseline,
+        quick=quick,
+        samples=samples,
+        threads=threads,
+        roofline=roofline,
+        progress=progress,
     )
 
 
@@ -40,6 +47,13 @@ def render_table(result: dict[str, Any]) -> Table:
     return report.render_table(result)
 
 
+def render_roofline(result: dict[str, Any]) -> Table:
+    """The roofline of a result of `run` that has one, as a table for the terminal."""
+    from glmcompile.bench import report
+
+    return report.render_roofline(result)
+
+
 def render_markdown(result: dict[str, Any]) -> str:
     """A result of `run` as Markdown: the table, accuracy, and what it was measured on."""
     from glmcompile.bench import report
@@ -48,7 +62,7 @@ def render_markdown(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: str | Path) -> None:
-    """A result of `run` with a baseline as a PNG. Needs matplotlib."""
+    """A result of `run` with a baseline, a roofline or both as a PNG. Needs matplotlib."""
     from glmcompile.bench import plotting
 
     plotting.plot(result, path)

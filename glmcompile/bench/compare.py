@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,17 @@ from typing import Any
 
 from glmcompile.artifact import Artifact, open_artifact
 from glmcompile.bench import footprint, machine
-from glmcompile.bench.measures import REQUESTS, nested, ratios, summary
+from glmcompile.bench.measures import (
+    CONTEXTS,
+    PREFILL_TOKENS,
+    REQUESTS,
+    growth,
+    nested,
+    ratios,
+    summary,
+)
+from glmcompile.bench.roofline import MEMORY_BUFFER
+from glmcompile.bench.roofline import measure as measure_roofline
 from glmcompile.bench.workloads import TextStream, Workloads, open_engine, screens
 from glmcompile.errors import InputError
 from glmcompile.evaluate.accuracy import evaluate, labels
@@ -22,26 +32,40 @@ from glmcompile.targets.cpu import default_threads
 
 Measurement = Callable[[Engine, int], dict[str, float]]
 
+# From these on a measurement takes long.
+LONG_TOKENS = 1024
+MANY_REQUESTS = 16
+
 
 @dataclass(frozen=True)
 class Plan:
     """How much is measured.
 
-    repeats: of each single request. batch_repeats: of several at once. footprint_repeats: processes
-    started for each engine. samples, texts: of the evaluation, for image and text models.
+    repeats: of each single request. batch_repeats: of several at once. long_repeats: of what takes
+    longest, long contexts and many requests. footprint_repeats: processes started for each engine.
+    samples, texts: of the evaluation, for image and text models. memory_buffer: bytes read to find
+    the memory's bandwidth, for a roofline.
     """
 
     repeats: int = 9
     batch_repeats: int = 5
+    long_repeats: int = 3
     footprint_repeats: int = 3
     answer_tokens: int = 64
     samples: int = 405
     texts: int = 20
+    memory_buffer: int = MEMORY_BUFFER
 
 
 FULL = Plan()
 QUICK = Plan(
-    repeats=5, batch_repeats=3, footprint_repeats=1, answer_tokens=32, samples=135, texts=6
+    repeats=5,
+    batch_repeats=3,
+    long_repeats=2,
+    footprint_repeats=1,
+    answer_tokens=32,
+    samples=135,
+    texts=6,
 )
 
 
@@ -52,6 +76,7 @@ def run(
     quick: bool = False,
     samples: str | Path | None = None,
     threads: int | None = None,
+    roofline: bool = False,
     progress: Progress | None = None,
     plan: Plan | None = None,
 ) -> dict[str, Any]:
@@ -60,6 +85,8 @@ def run(
     quick: fewer repetitions and samples. plan: exactly this many, instead.
     samples: a folder with prompts, answers and images in place of the bundled evaluation split.
     threads: of both engines; None means every usable core.
+    roofline: also measure the processor's ceilings and put the figures against them, see
+    glmcompile.bench.roofline; under "roofline" in the result.
 
     Returns, JSON-serialisable, {"int8": {...}, "fp32": {...}, "ratio": {...}, "accuracy": {...},
     "machine": {...}}: an engine's figures under its precision (a baseline of the same one under
@@ -82,18 +109,24 @@ def run(
         other = engines[1] if baseline is not None else None
         names = [name for name in labels(engines[0], other) if name is not None]
         workloads = make_workloads(engines[0], plan.answer_tokens, folder)
-        timed = _speed(engines, workloads, plan, progress)
+        timed = _speed(engines, workloads, plan, roofline, progress)
         count = plan.texts if engines[0].model.vision is None and folder is None else plan.samples
         accuracy = evaluate(engines[0], other, samples=folder, count=count, progress=progress)
     parts: dict[str, Any] = {
-        name: nested({**speed, **memory, "artifact_mb": artifact.size / 1e6})
+        name: nested({**speed, **growth(speed), **memory, "artifact_mb": artifact.size / 1e6})
         for name, speed, memory, artifact in zip(names, timed, footprints, artifacts, strict=True)
     }
     if other is not None:
         # The baseline first, as tables are read.
         parts = {names[1]: parts[names[1]], names[0]: parts[names[0]]}
         parts["ratio"] = ratios(parts[names[0]], parts[names[1]])
-    return {**parts, "accuracy": accuracy, "machine": described}
+    result = {**parts, "accuracy": accuracy, "machine": described}
+    if roofline:
+        # Once the engines are closed: their graphs are opened again to be traced.
+        result["roofline"] = measure_roofline(
+            dict(zip(names, paths, strict=True)), parts, threads, progress, plan.memory_buffer
+        )
+    return result
 
 
 def make_workloads(
@@ -129,17 +162,35 @@ def _footprints(
     return [{key: summary(values) for key, values in figures.items()} for figures in found]
 
 
+def _measurements(
+    workloads: Workloads, plan: Plan, roofline: bool
+) -> Iterator[tuple[Measurement, int]]:
+    """What is timed and how often; of the lengths, those that the context holds."""
+    yield workloads.screenshot if workloads.screens else workloads.text_prompt, plan.repeats
+    for tokens in PREFILL_TOKENS:
+        if tokens < workloads.context_length:
+            repeats = plan.repeats if tokens < LONG_TOKENS else plan.long_repeats
+            yield partial(workloads.prefill, tokens=tokens), repeats
+    for context in CONTEXTS:
+        if context <= workloads.context_length:
+            repeats = plan.repeats if context < LONG_TOKENS else plan.long_repeats
+            yield partial(workloads.decode, context=context), repeats
+    for requests in REQUESTS:
+        repeats = plan.batch_repeats if requests < MANY_REQUESTS else plan.long_repeats
+        yield partial(workloads.throughput, requests=requests), repeats
+    if roofline and workloads.screens:
+        yield workloads.encode_phone_screen, plan.long_repeats
+
+
 def _speed(
-    engines: Sequence[Engine], workloads: Workloads, plan: Plan, progress: Progress
+    engines: Sequence[Engine],
+    workloads: Workloads,
+    plan: Plan,
+    roofline: bool,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     """Every workload, the engines in turns within each repetition, after one warm-up of each."""
-    measurements: list[tuple[Measurement, int]] = [(workloads.text_prompt, plan.repeats)]
-    if workloads.screens:
-        measurements.append((workloads.screenshot, plan.repeats))
-    measurements += [
-        (partial(workloads.throughput, requests=requests), plan.batch_repeats)
-        for requests in REQUESTS
-    ]
+    measurements = list(_measurements(workloads, plan, roofline))
     done = progress.stage("Timing", sum(repeats for _, repeats in measurements))
     found: list[dict[str, list[float]]] = [{} for _ in engines]
     count = 0

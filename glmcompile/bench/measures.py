@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-REQUESTS = (1, 4, 8)
+REQUESTS = (1, 4, 8, 16)
+PREFILL_TOKENS = (128, 512, 2048)
+CONTEXTS = (64, 1024, 4096)
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,33 @@ MEASURES = (
     Measure("preprocess_ms", "image preprocessing", "ms", compared=False),
     Measure("vision_encode_ms", "vision encoding", "ms"),
     Measure("screenshot_prefill_tokens_per_s", "prefill, screenshot prompt", "tok/s", True, 0),
-    Measure("prefill_tokens_per_s", "prefill, text prompt", "tok/s", True, 0),
+    Measure("phone_screen_encode_ms", "vision encoding, 1080x2400", "ms"),
+    *(
+        Measure(f"prefill_tokens_per_s.{tokens}", f"prefill, {tokens:,} tokens", "tok/s", True, 0)
+        for tokens in PREFILL_TOKENS
+    ),
     Measure("ttft_ms", "time to first token (TTFT)", "ms"),
     Measure("tpot_ms", "time per output token (TPOT)", "ms", digits=2),
-    Measure("decode_tokens_per_s", "decode after the text prompt", "tok/s", True),
+    *(
+        Measure(f"decode_tokens_per_s.{context}", f"decode, context {context:,}", "tok/s", True)
+        for context in CONTEXTS
+    ),
+    Measure(
+        f"decode_python_percent.{CONTEXTS[0]}",
+        f"Python's share of a step, context {CONTEXTS[0]}",
+        "%",
+        compared=False,
+    ),
+    *(
+        Measure(
+            f"{kind}_growth",
+            f"{kind} time per token, longest / shortest",
+            "x",
+            digits=2,
+            compared=False,
+        )
+        for kind in ("prefill", "decode")
+    ),
     *(
         Measure(
             f"throughput_tokens_per_s.{count}",
@@ -68,6 +93,16 @@ def summary(values: Sequence[float]) -> dict[str, float]:
         "max": max(values),
         "repeats": len(values),
     }
+
+
+def growth(figures: dict[str, Any]) -> dict[str, float]:
+    """What a token costs in the longest prefill and context measured, over the shortest."""
+    found = {}
+    for kind, sizes in (("prefill", PREFILL_TOKENS), ("decode", CONTEXTS)):
+        keys = [key for size in sizes if (key := f"{kind}_tokens_per_s.{size}") in figures]
+        if len(keys) > 1:
+            found[f"{kind}_growth"] = figures[keys[0]]["median"] / figures[keys[-1]]["median"]
+    return found
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:

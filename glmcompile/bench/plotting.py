@@ -1,4 +1,4 @@
-"""A picture of a comparison: how many times better, and at what accuracy."""
+"""A picture of a result: how many times better, at what accuracy, how close to the ceilings."""
 
 from __future__ import annotations
 
@@ -10,19 +10,30 @@ from glmcompile.bench.report import engine_names, headings
 from glmcompile.errors import GlmcompileError, InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from matplotlib.axes import Axes
 
 # Distinguishable with any colour vision (Okabe and Ito).
 _BLUE, _ORANGE = "#0072B2", "#E69F00"
+_MARKERS = {"decode": "v", "prefill": "s", "linear layers": "o", "vision": "D"}
 
 
 def plot(result: dict[str, Any], path: str | Path) -> None:
-    """Write a PNG of a comparison's ratios and accuracy.
+    """Write a PNG of a comparison's ratios and accuracy, of a roofline, or of both.
 
-    Raises InputError for a result without baseline, GlmcompileError without matplotlib.
+    Raises InputError for a result with neither baseline nor roofline, GlmcompileError without
+    matplotlib.
     """
-    if "ratio" not in result:
-        raise InputError("nothing to compare: the result has no baseline; bench with one to plot")
+    panels: list[tuple[Callable[[Axes, dict[str, Any]], None], float]] = []
+    if "ratio" in result:
+        panels += [(_ratios, 2.5), (_accuracy, 1)]
+    if "roofline" in result:
+        panels += [(_roofline, 2.5)]
+    if not panels:
+        raise InputError(
+            "nothing to plot: the result has no baseline and no roofline; bench with one of them"
+        )
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -31,11 +42,12 @@ def plot(result: dict[str, Any], path: str | Path) -> None:
             "plotting needs matplotlib; pip install 'glmcompile[compile]'"
         ) from error
     # Without pyplot there is no display to look for and nothing to close.
-    figure = Figure(figsize=(10, 5), layout="constrained")
+    widths = [width for _, width in panels]
+    figure = Figure(figsize=(3 * sum(widths), 6), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, width_ratios=[2.5, 1])
-    _ratios(left, result)
-    _accuracy(right, result)
+    row = figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0]
+    for axes, (draw, _) in zip(row, panels, strict=True):
+        draw(axes, result)
     machine = result["machine"]
     caption = f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']} kernels"
     figure.supxlabel(caption, fontsize=8)
@@ -72,3 +84,43 @@ def _accuracy(axes: Axes, result: dict[str, Any]) -> None:
     drawn = axes.bar(titles, [perplexity[name] for name in names], color=[_ORANGE, _BLUE])
     axes.bar_label(drawn, fmt="%.2f", label_type="center")
     axes.set_title("Perplexity (lower is better)")
+
+
+def _roofline(axes: Axes, result: dict[str, Any]) -> None:
+    roofline = result["roofline"]
+    for (name, engine), color in zip(roofline["engines"].items(), (_BLUE, _ORANGE), strict=False):
+        peak = roofline[f"{engine['peak']}_gop_per_s"]
+        places = [point["intensity"] for point in engine["points"]]
+        _roof(axes, peak, engine["weights_gb_per_s"], places, color=color)
+        _roof(axes, peak, roofline["memory_gb_per_s"], places, color=color, linestyle="--")
+        for kind, marker in _MARKERS.items():
+            shown = [point for point in engine["points"] if point["kind"] == kind]
+            if shown:
+                _points(axes, shown, label=f"{name} {kind}", color=color, marker=marker)
+    axes.set(xscale="log", yscale="log", xlabel="operations per byte read", ylabel="GOP/s")
+    axes.legend(loc="lower right", fontsize=8)
+    axes.set_title("Roofline (dashed: bandwidth of memory)")
+
+
+def _roof(axes: Axes, peak: float, bandwidth: float, places: list[float], **style: Any) -> None:
+    """Straight lines in logarithmic scales: up the bandwidth to the ridge, along the peak."""
+    ridge = peak / bandwidth
+    low, high = min(*places, ridge) / 2, max(*places, ridge) * 4
+    axes.plot([low, ridge, high], [bandwidth * low, peak, peak], linewidth=1, **style)
+
+
+def _points(axes: Axes, points: list[dict[str, Any]], **style: Any) -> None:
+    axes.scatter(
+        [point["intensity"] for point in points],
+        [point["gop_per_s"] for point in points],
+        20,
+        **style,
+    )
+    for point in points:
+        axes.annotate(
+            point["size"].removesuffix(" tokens"),
+            (point["intensity"], point["gop_per_s"]),
+            (5, -3),
+            textcoords="offset points",
+            fontsize=6,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,10 @@ from rich.table import Table
 
 from glmcompile.bench.measures import MEASURES
 
-_OTHER_PARTS = ("ratio", "accuracy", "machine")
+_OTHER_PARTS = ("ratio", "accuracy", "machine", "roofline")
+
+
+ROOFLINE_HEADINGS = ("", "ms", "op/byte", "GOP/s", "of peak", "GB/s", "of bandwidth")
 
 
 @dataclass(frozen=True)
@@ -117,30 +121,92 @@ def render_table(result: dict[str, Any]) -> Table:
 
 
 def render_markdown(result: dict[str, Any]) -> str:
-    """The same table in Markdown, and the notes that a reader needs."""
-    columns = headings(result)
+    """The same tables in Markdown, and the notes that a reader needs."""
+    rows = (*speed_rows(result), *accuracy_rows(result))
+    lines = _markdown_table(
+        headings(result), [[row.title, *row.cells, row.comparison] for row in rows]
+    )
+    lines += ["", *notes(result), ""]
+    if "roofline" in result:
+        roofline = result["roofline"]
+        for name, engine in roofline["engines"].items():
+            titles = [name, *ROOFLINE_HEADINGS[1:]]
+            lines += [*_markdown_table(titles, roofline_rows(engine["points"])), ""]
+        lines += [*roofline_notes(roofline), ""]
+    return "\n".join(lines)
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines; cells beyond the columns are left out."""
     lines = [
         "| " + " | ".join(columns) + " |",
         "|" + "|".join(["---", *["---:"] * (len(columns) - 1)]) + "|",
     ]
-    for row in (*speed_rows(result), *accuracy_rows(result)):
-        cells = [row.title, *row.cells, row.comparison][: len(columns)]
+    for cells in rows:
         # A bar inside a cell would end it.
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    lines += ["", *notes(result), ""]
-    return "\n".join(lines)
+        shown = [cell.replace("|", "\\|") for cell in cells[: len(columns)]]
+        lines.append("| " + " | ".join(shown) + " |")
+    return lines
+
+
+def render_roofline(result: dict[str, Any]) -> Table:
+    """Every point of every engine against the ceilings, which the caption gives."""
+    roofline = result["roofline"]
+    table = Table(caption=" ".join(roofline_notes(roofline)), caption_justify="left")
+    for index, heading in enumerate(ROOFLINE_HEADINGS):
+        table.add_column(heading, justify="left" if index == 0 else "right")
+    for name, engine in roofline["engines"].items():
+        for title, *cells in roofline_rows(engine["points"]):
+            table.add_row(f"{name} {title}", *cells)
+        table.add_section()
+    return table
+
+
+def roofline_rows(points: list[dict[str, Any]]) -> list[list[str]]:
+    """One line a point, its cells those of ROOFLINE_HEADINGS."""
+    return [
+        [
+            f"{point['kind']}, {point['size']}",
+            f"{point['ms']:,.2f}",
+            f"{point['intensity']:,.0f}",
+            f"{point['gop_per_s']:,.0f}",
+            f"{point['of_peak']:.0%}",
+            f"{point['gb_per_s']:,.1f}",
+            f"{point['of_bandwidth']:.0%}",
+        ]
+        for point in points
+    ]
+
+
+def roofline_notes(roofline: dict[str, Any]) -> list[str]:
+    """The ceilings, and what the fractions are of."""
+    said = [
+        f"Ceilings of {roofline['threads']} threads with {roofline['isa']} instructions: "
+        f"{roofline['int8_gop_per_s']:,.0f} GOP/s of int8, "
+        f"{roofline['float32_gop_per_s']:,.0f} of float32, "
+        f"{roofline['memory_gb_per_s']:.1f} GB/s from memory "
+        f"(a buffer of {roofline['memory_buffer_mb']:,.0f} MB)."
+    ]
+    for name, engine in roofline["engines"].items():
+        said.append(
+            f"{name}: the peak is that of {engine['peak']}, the bandwidth that of a buffer as "
+            f"large as the decoder's weights, {engine['weights_gb_per_s']:.1f} GB/s from "
+            f"{engine['weights_mb']:,.0f} MB."
+        )
+    return said
 
 
 def notes(result: dict[str, Any]) -> list[str]:
     """What a reader of the table needs to know, a sentence or two each."""
     figures = result[engine_names(result)[-1]]
-    lengths = [f"text prompts have {figures['text_prompt_tokens']['median']:.0f} tokens"]
     if "screenshot_prompt_tokens" in figures:
         shown = figures["screenshot_prompt_tokens"]["median"]
-        lengths.append(f"screenshot prompts {shown:.0f}, image included")
+        length = f"TTFT and TPOT are of screenshot prompts of {shown:.0f} tokens, image included"
+    else:
+        shown = figures["text_prompt_tokens"]["median"]
+        length = f"TTFT and TPOT are of text prompts of {shown:.0f} tokens"
     said = [
-        f"Medians; {', '.join(lengths)}. Every prompt is distinct; prefix reuse and the image "
-        "cache are off."
+        f"Medians; {length}. Every prompt is distinct; prefix reuse and the image cache are off."
     ]
     if "ratio" in result:
         said[0] += " The engines were measured in turns in one run."

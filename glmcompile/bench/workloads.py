@@ -15,6 +15,9 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from glmcompile.evaluate.samples import EvaluationSample
 from glmcompile.families import supported
 from glmcompile.runtime.engine import Engine, EngineOptions
@@ -22,7 +25,7 @@ from glmcompile.runtime.prompt import PromptBuilder
 from glmcompile.runtime.request import Completion
 from glmcompile.runtime.sequence import SamplingParams
 
-PREFILL_TOKENS = 512
+PROMPT_TOKENS = 512  # of a text model's single request
 REQUEST_TOKENS = 256  # of text prompts that arrive together
 
 
@@ -64,18 +67,48 @@ class Workloads:
     answer_tokens: int
 
     def text_prompt(self, engine: Engine, repetition: int) -> dict[str, float]:
-        """One text prompt of 512 tokens, or as many as the context holds: prefill and decode."""
-        length = min(PREFILL_TOKENS, self.context_length - self.answer_tokens)
+        """One text prompt of 512 tokens, or as many as the context holds, and its answer."""
+        length = min(PROMPT_TOKENS, self.context_length - self.answer_tokens)
         done = self._generate(engine, [{"token_ids": self.text.prompt(length, repetition)}])[0]
-        figures = {
+        return {
             "text_prompt_tokens": length,
-            "prefill_tokens_per_s": length / done.timings.prefill,
-            "decode_tokens_per_s": 1 / done.timings.per_token,
+            "ttft_ms": done.timings.ttft * 1e3,
+            "tpot_ms": done.timings.per_token * 1e3,
         }
-        if not self.screens:
-            figures["ttft_ms"] = done.timings.ttft * 1e3
-            figures["tpot_ms"] = done.timings.per_token * 1e3
-        return figures
+
+    def prefill(self, engine: Engine, repetition: int, tokens: int) -> dict[str, float]:
+        """`tokens` tokens of text to the first token of the answer."""
+        prompt = {"token_ids": self.text.prompt(tokens, repetition)}
+        done = self._generate(engine, [prompt], answer_tokens=1)[0]
+        return {f"prefill_tokens_per_s.{tokens}": tokens / done.timings.prefill}
+
+    def decode(self, engine: Engine, repetition: int, context: int) -> dict[str, float]:
+        """An answer around `context` tokens after the beginning, its prefill left out.
+
+        Python's percentage is of the time between tokens: what is not spent in the graphs.
+        """
+        length = min(context - self.answer_tokens // 2, self.context_length - self.answer_tokens)
+        engine.clear_caches()
+        engine.add_request(
+            self._sampling(self.answer_tokens), token_ids=self.text.prompt(length, repetition)
+        )
+        while not any(output.token_ids for output in engine.step()):
+            pass
+        began, in_graphs = time.perf_counter(), engine.graph_seconds
+        steps = 0
+        while engine.has_work:
+            steps += len(engine.step())
+        seconds, in_graphs = time.perf_counter() - began, engine.graph_seconds - in_graphs
+        return {
+            f"decode_tokens_per_s.{context}": steps / seconds,
+            f"decode_python_percent.{context}": 100 * (1 - in_graphs / seconds),
+        }
+
+    def encode_phone_screen(self, engine: Engine, repetition: int) -> dict[str, float]:
+        """The vision encoder on an image of a phone's size."""
+        request = {"prompt": "", "images": [phone_screen(repetition)]}
+        done = self._generate(engine, [request], answer_tokens=1)[0]
+        return {"phone_screen_encode_ms": done.timings.vision * 1e3}
 
     def screenshot(self, engine: Engine, repetition: int) -> dict[str, float]:
         """One screen with its question, through processor and template, as an agent's step."""
@@ -111,14 +144,24 @@ class Workloads:
         """The request whose memory is measured: a screenshot's, or a text model's long prompt."""
         (self.screenshot if self.screens else self.text_prompt)(engine, 0)
 
-    def _generate(self, engine: Engine, requests: list[dict[str, Any]]) -> list[Completion]:
+    def _generate(
+        self, engine: Engine, requests: list[dict[str, Any]], answer_tokens: int | None = None
+    ) -> list[Completion]:
         engine.clear_caches()
-        sampling = SamplingParams(max_tokens=self.answer_tokens, ignore_eos=True)
+        sampling = self._sampling(answer_tokens or self.answer_tokens)
         return engine.generate_many([{**request, "sampling": sampling} for request in requests])
+
+    def _sampling(self, answer_tokens: int) -> SamplingParams:
+        return SamplingParams(max_tokens=answer_tokens, ignore_eos=True)
 
     def _screen(self, index: int) -> dict[str, Any]:
         sample = self.screens[index % len(self.screens)]
         return {"prompt": sample.prompt, "images": sample.images}
+
+
+def phone_screen(seed: int = 0) -> NDArray[np.uint8]:
+    """Noise uint8 [2400, 1080, 3], in a phone's resolution; what an image shows costs nothing."""
+    return np.random.default_rng(seed).integers(0, 256, (2400, 1080, 3), np.uint8)
 
 
 def screens(samples: Iterator[EvaluationSample], count: int) -> list[EvaluationSample]:

@@ -123,6 +123,11 @@ class Engine:
         with self._lock:
             return bool(self._requests or self._undelivered)
 
+    @property
+    def graph_seconds(self) -> float:
+        """Time that steps spent in embedding and decoder so far; what is left of it is Python's."""
+        return self._open_runner().graph_seconds
+
     def step(self) -> list[RequestOutput]:
         """Schedule, run, postprocess: advance every running request by one decoder call.
 

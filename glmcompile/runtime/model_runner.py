@@ -110,6 +110,11 @@ class ModelRunner:
             self._encoder_cache.put(image.digest, features)
         return features
 
+    @property
+    def graph_seconds(self) -> float:
+        """Time spent in the graphs of embedding and decoder since they were opened."""
+        return self._embedding.seconds + self._decoder.seconds
+
     def clear_encoder_cache(self) -> None:
         self._encoder_cache.clear()
 
@@ -212,6 +217,7 @@ class _Binding:
         self._session = session
         self._binding = session.io_binding()
         self._bound: dict[str, tuple[NDArray[Any], int]] = {}
+        self.seconds = 0.0  # in `run`
 
     def input(self, name: str, array: NDArray[Any]) -> None:
         """Let the graph read `array`, which must be contiguous, from the next run on."""
@@ -222,7 +228,9 @@ class _Binding:
         self._bind(self._binding.bind_output, name, array)
 
     def run(self) -> None:
+        began = time.perf_counter()
         self._session.run_with_iobinding(self._binding)
+        self.seconds += time.perf_counter() - began
 
     def _bind(self, bind: Callable[..., None], name: str, array: NDArray[Any]) -> None:
         address = array.ctypes.data

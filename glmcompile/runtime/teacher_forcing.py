@@ -1,4 +1,4 @@
-"""A whole known sequence through an engine's graphs at once: for calibration and evaluation."""
+"""A whole known sequence through an engine's graphs at once: to calibrate, evaluate and trace."""
 
 from __future__ import annotations
 
@@ -22,12 +22,23 @@ BLOCK_SIZE = 32
 class TeacherForcing:
     """Runs the component graphs of a directory on one sequence a call, with a cache of its own."""
 
-    def __init__(self, directory: Path, model: ModelConfig, threads: int | None = None) -> None:
-        """Raises NativeLibraryError where the native operators cannot be loaded."""
+    def __init__(
+        self,
+        directory: Path,
+        model: ModelConfig,
+        threads: int | None = None,
+        profile: Path | None = None,
+    ) -> None:
+        """profile: a folder for the sessions' traces, see open_session.
+
+        Raises NativeLibraryError where the native operators cannot be loaded.
+        """
         self.model = model
         self.family = supported()[model.family]
         self.sessions = {
-            component: open_session(directory / f"{component}.onnx", threads)
+            component: open_session(
+                directory / f"{component}.onnx", threads, profile and profile / component
+            )
             for component in self.family.components
         }
 
@@ -47,7 +58,7 @@ class TeacherForcing:
         embedding_inputs = {"input_ids": ids}
         grids = np.array([image.grid_thw for image in images], np.int64).reshape(-1, 3)
         if self.model.vision is not None:
-            outputs |= self._see(images, grids)
+            outputs |= self.encode(images)
             features = outputs.get(
                 "image_features", np.empty((0, self.model.hidden_size), np.float32)
             )
@@ -76,12 +87,12 @@ class TeacherForcing:
         }
         return outputs | _run(decoder, inputs)
 
-    def _see(
-        self, images: Sequence[ProcessedImage], grids: NDArray[np.int64]
-    ) -> dict[str, NDArray[Any]]:
+    def encode(self, images: Sequence[ProcessedImage]) -> dict[str, NDArray[Any]]:
+        """Every output of the vision encoder; empty without images."""
         if not images:
             return {}
         assert self.family.vision_inputs is not None and self.model.vision is not None
+        grids = np.array([image.grid_thw for image in images], np.int64)
         pixels = np.concatenate([image.pixel_values for image in images])
         inputs = self.family.vision_inputs(grids, self.model.vision)
         return _run(self.sessions["vision_encoder"], {"pixel_values": pixels, **inputs})

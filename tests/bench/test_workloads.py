@@ -9,6 +9,7 @@ import pytest
 from glmcompile.bench.compare import make_workloads
 from glmcompile.bench.workloads import open_engine
 from glmcompile.runtime.engine import Engine
+from glmcompile.runtime.sequence import SamplingParams
 from tests.engines import TinyEngine
 
 
@@ -26,6 +27,26 @@ def test_prompts_have_their_length_and_beginnings_of_their_own(engine: Engine) -
     assert text.prompt(300, 5) == prompts[5]
 
 
+def test_decode_is_measured_around_its_context(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added: list[dict] = []
+    add = engine.add_request
+
+    def record(sampling: SamplingParams, **request: list[int]) -> int:
+        added.append({"answer": sampling.max_tokens, "prompt": len(request["token_ids"])})
+        return add(sampling, **request)
+
+    monkeypatch.setattr(engine, "add_request", record)
+    workloads = make_workloads(engine, 8, None)
+    context = engine.model.context_length
+    figures = [workloads.decode(engine, 0, each) for each in (64, context)]
+    # The last answer token is never fed back, so the longest context is filled to the end.
+    assert added == [{"answer": 8, "prompt": 60}, {"answer": 8, "prompt": context - 8}]
+    assert 0 < figures[0]["decode_python_percent.64"] < 100
+    assert not engine.has_work
+
+
 def test_repeating_a_request_computes_all_of_it_again(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -40,7 +61,7 @@ def test_repeating_a_request_computes_all_of_it_again(
     workloads = make_workloads(engine, 4, None)
     for _ in range(2):
         workloads.screenshot(engine, 0)
-        workloads.text_prompt(engine, 0)
+        workloads.prefill(engine, 0, 128)
     assert [done.usage.cached_tokens for done in completions] == [0] * 4
     assert [done.timings.vision > 0 for done in completions] == [True, False] * 2
-    assert [len(done.token_ids) for done in completions] == [4] * 4
+    assert [len(done.token_ids) for done in completions] == [4, 1] * 2

@@ -3,8 +3,10 @@
 #include <memory>
 #include <string>
 
+#include "ceilings.h"
 #include "cpu_features.h"
 #include "embedding_w8.h"
+#include "linear_problem.h"
 #include "linear_w8a8.h"
 #include "ort_abi.h"
 #include "packed_rotary.h"
@@ -81,4 +83,27 @@ GLMCOMPILE_EXPORT const char* glmcompile_selected_isa() {
   } catch (const Error&) {
     return "";
   }
+}
+
+// The instructions that LinearW8A8 would multiply with now, e.g. "avx512"; "" if GLMCOMPILE_ISA is
+// invalid, which must not be when one of the functions below is called.
+GLMCOMPILE_EXPORT const char* glmcompile_linear_isa() {
+  try {
+    return select_linear_kernel().isa;
+  } catch (const Error&) {
+    return "";
+  }
+}
+
+// What the calling thread can do at best with those instructions, see ceilings.h.
+GLMCOMPILE_EXPORT void glmcompile_read(const float* data, int64_t count) {
+  select_ceilings().read(data, count);
+}
+
+GLMCOMPILE_EXPORT int64_t glmcompile_multiply_int8(int64_t rounds) {
+  return select_ceilings().multiply_int8(rounds);
+}
+
+GLMCOMPILE_EXPORT int64_t glmcompile_multiply_float(int64_t rounds) {
+  return select_ceilings().multiply_float(rounds);
 }
