@@ -19,7 +19,7 @@ constexpr std::int64_t kTaskRowBytes = 512 << 10;
 // Rows of one task. Every task reads its weights again: many rows when they come from memory, few
 // when they stay in the L2 cache, so that the task is wide and its outputs lie side by side.
 constexpr std::int64_t kTaskRows = 128;
-constexpr std::int64_t kTaskRowsCached = 48;
+constexpr std::int64_t kTaskRowsCached = 96;
 constexpr std::int64_t kCachedWeightBytes = 2 << 20;
 // Multiply-accumulates of one task: some ten microseconds, long against the cost of a dispatch.
 constexpr std::int64_t kTaskWork = 8 << 20;

@@ -337,7 +337,7 @@ class KernelContext {
     };
     Api::throw_on_error(
         Api::slot<OrtStatus*(const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t,
-                             void*)>(274)(context_, task, count, 0, &call));
+                             void*)>(274)(context_, task, count, count, &call));
     if (call.error) std::rethrow_exception(call.error);
   }
 
