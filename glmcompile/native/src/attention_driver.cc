@@ -189,7 +189,7 @@ class Run {
     pack_queries(task, space);
     clear(task, space.state);
     for (int64_t tile = task.first_tile; tile < task.last_tile; ++tile)
-      attend(task, tile, space, nullptr);
+      attend(task, tile, space, space.state);
     finish(task, space.state);
   }
 
@@ -205,8 +205,9 @@ class Run {
     for (int head = 0; head < unit.heads; ++head) pack_queries(unit.tasks[head], of_head(head));
     for (int64_t tile = unit.first_tile; tile < unit.last_tile; ++tile)
       for (int head = 0; head < unit.heads; ++head) {
-        const SoftmaxState result = partial(unit.tasks[head], tile);
-        attend(unit.tasks[head], tile, of_head(head), &result);
+        const SoftmaxState apart = partial(unit.tasks[head], tile);
+        clear(unit.tasks[head], apart);
+        attend(unit.tasks[head], tile, of_head(head), apart);
       }
   }
 
@@ -255,10 +256,8 @@ class Run {
     }
   }
 
-  // Attends one tile from every row of the task. The result goes to `apart`, or is
-  // folded into the workspace's state.
-  void attend(const Task& task, int64_t tile, const Workspace& space,
-              const SoftmaxState* apart) const {
+  // Attends one tile from every row of the task, whose state it is folded into.
+  void attend(const Task& task, int64_t tile, const Workspace& space, SoftmaxState state) const {
     const Segment& segment = *task.segment;
     const int64_t base = tile * kKeyTile;
     const int64_t limit = last_key(segment, task.first + task.count - 1);
@@ -282,14 +281,7 @@ class Run {
         end[i] = static_cast<int>(std::min<int64_t>(count, last_key(segment, query) - base));
         any |= begin[i] < end[i];
       }
-      SoftmaxState result = space.part;
-      if (apart != nullptr)
-        result = {apart->max + first, apart->sum + first,
-                  apart->output + static_cast<size_t>(first) * head_};
-      if (!any) {
-        std::fill_n(result.max, block, kMinusInfinity);
-        continue;
-      }
+      if (!any) continue;
       const PackedQueries queries{static_cast<float*>(space.queries.rows) + first * head_,
                                   space.queries.scale + first};
       const AttendTile call{queries,
@@ -301,17 +293,13 @@ class Run {
                             tile_rows.unmapped ? tile_rows.bias : nullptr,
                             p_.softcap * kLog2E,
                             space.scores,
-                            result.max,
-                            result.sum,
-                            result.output};
+                            space.part,
+                            {state.max + first, state.sum + first,
+                             state.output + static_cast<size_t>(first) * head_}};
       if (packed)
         kernels_.attend(call);
       else
         kernels_.attend_unpacked(call, tile_rows.keys, tile_rows.values);
-      if (apart == nullptr)
-        kernels_.fold(block, head_, result,
-                      {space.state.max + first, space.state.sum + first,
-                       space.state.output + static_cast<size_t>(first) * head_});
     }
   }
 

@@ -3,8 +3,8 @@
 // vpdpbusd multiplies groups of four unsigned with four signed bytes and adds them to int32,
 // exactly. Keys and values are int8 and enter as they are. A query is rounded to int8 with a scale
 // of its own and stored 128 too high; its sums start at -128 times the sum of the key's channels to
-// make up for it. Probabilities are relative to the largest of the row in the tile, in steps of
-// 1 / 255, and the sum that divides them is that of the rounded ones.
+// make up for it. The most probable key of a row in the tile gets 255, the others integers relative
+// to it, and the sum that divides them is that of the rounded ones.
 //
 // Packed keys: [key / 16][channel / 4][16 keys][4 channels]; packed values: [key / 4][padded_head]
 // [4 keys], groups of four keys in the order that narrowing leaves probabilities in (see
@@ -41,14 +41,16 @@ inline __attribute__((always_inline)) __m512i add_products(__m512i sum, __m512i 
   return sum;
 }
 
-// 2^-(t / 2048) * 32767 for int16 t >= 0; relative error below 2e-4.
+// 2^-(t / 2048) * kExp2One for int16 t from -1024 on, 0 for -32768; relative error below 2e-4.
+// The polynomial takes the distance to the nearest power of two.
+constexpr short kExp2One = 23144;
 inline __m512i exp2_int16(__m512i t) {
-  const __m512i f = _mm512_and_si512(_mm512_slli_epi16(t, 4), _mm512_set1_epi16(0x7ff0));
-  __m512i p = _mm512_mulhrs_epi16(f, _mm512_set1_epi16(-1298));
-  p = _mm512_add_epi16(p, _mm512_set1_epi16(7575));
-  p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(-22662));
-  p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(32767));
-  return _mm512_srlv_epi16(p, _mm512_srli_epi16(t, 11));
+  const __m512i f = _mm512_slli_epi16(t, 5), power = _mm512_mulhrs_epi16(t, _mm512_set1_epi16(16));
+  __m512i p = _mm512_mulhrs_epi16(f, _mm512_set1_epi16(-157));
+  p = _mm512_add_epi16(p, _mm512_set1_epi16(1404));
+  p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(-8025));
+  p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(kExp2One));
+  return _mm512_srlv_epi16(p, power);
 }
 
 // Where packed values hold keys [4 * group, 4 * group + 4): packing instructions interleave the
@@ -71,9 +73,10 @@ class Int8Kernels {
         V::store(query + d, x);
         largest = _mm512_max_ps(largest, _mm512_abs_ps(x));
       }
-      const float top = V::reduce_max(largest);
+      // Not 0, and its inverse not infinite.
+      const float top = V::reduce_max(_mm512_max_ps(largest, V::set(1e-30f)));
       packed.scale[r] = top / kLargest;
-      const __m512 factor = V::set(top > 0 ? kLargest / top : 0.0f);
+      const __m512 factor = V::set(kLargest / top);
       for (int d = 0; d < head; d += W) {
         const __m512i x = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(query + d), factor));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(out + d),
@@ -97,19 +100,14 @@ class Int8Kernels {
       to = task.end[r] > to ? task.end[r] : to;
     }
     const int first = from / W * W, last = (to + W - 1) / W * W;
-    const std::int32_t* keys =
-        static_cast<const std::int32_t*>(task.tile.keys) + static_cast<long>(first) * (head / 4);
-    const float* query_scale = task.queries.scale;
-    product(static_cast<const std::int32_t*>(task.queries.rows), head, keys, W * (head / 4), W,
-            task.tile.key_sum + first, task.scratch + first, kKeyTile, task.rows,
-            (last - first) / W, head / 4, [&](int row) { return query_scale[row]; });
+    score(task, head, first, last);
     from = from / kBlock * kBlock;
     to = (to + kBlock - 1) / kBlock * kBlock;
-    for (int r = 0; r < task.rows; ++r) softmax(task, r, from, to);
-    const std::int32_t* values = static_cast<const std::int32_t*>(task.tile.values);
-    product(reinterpret_cast<const std::int32_t*>(task.scratch) + from / 4, kKeyTile,
-            values + static_cast<long>(from / 4) * head, W, head, nullptr, task.output, head,
-            task.rows, head / W, (to - from) / 4, [](int) { return kUnit; });
+    alignas(64) float top[kRowBlock], sum[kRowBlock], old[kRowBlock], fresh[kRowBlock];
+    softmax(task, from, to, top, sum);
+    fold_factors<V>(task.rows, top, task.state.max, old, fresh);
+    fold_sums(task.rows, top, sum, old, fresh, task.state);
+    mix(task, head, from, to, old, fresh);
   }
 
   static void fold(int rows, int head, SoftmaxState tile, SoftmaxState state) {
@@ -143,7 +141,7 @@ class Int8Kernels {
   }
 
  private:
-  static constexpr float kUnit = 1.0f / 255;  // of probabilities
+  static constexpr float kLog2Of255 = 7.9943534f;
 
   static void pack_keys(const void* const* rows, int count, int head_size, PackedTile packed) {
     const int head = padded_head(head_size);
@@ -192,49 +190,85 @@ class Int8Kernels {
     }
   }
 
-  // Turns row r of scores into bytes, over the scores already read.
-  static void softmax(const AttendTile& task, int r, int from, int to) {
-    float* scores = task.scratch + r * kKeyTile;
-    const float top = mask_scores<V>(scores, from, to, task.begin[r], task.end[r], task.bias,
-                                     task.softcap);
-    task.max[r] = top;
-    char* out = reinterpret_cast<char*>(scores);
-    __m512i sum = _mm512_setzero_si512();
-    // Distances from the maximum in steps of 1 / 2048; what is farther than 16 gets no weight.
-    const __m512 step = V::set(-2048), shift = V::set(top * 2048), limit = V::set(32767);
-    const __m512i ones = _mm512_set1_epi8(1), full = _mm512_set1_epi16(255);
-    auto distance = [&](int key) {
-      const __m512 x = _mm512_fmadd_ps(V::load(scores + key), step, shift);
-      return _mm512_cvtps_epi32(_mm512_min_ps(x, limit));
+  // Scores of keys [first, last), in units of the queries' scales.
+  static void score(const AttendTile& task, int head, int first, int last) {
+    const std::int32_t* start = task.tile.key_sum + first;
+    float* scores = task.scratch + first;
+    product(static_cast<const std::int32_t*>(task.queries.rows), head,
+            static_cast<const std::int32_t*>(task.tile.keys) + static_cast<long>(first) * head / 4,
+            W * (head / 4), W, task.rows, (last - first) / W, head / 4,
+            [=](int vector) { return _mm512_loadu_si512(start + vector * W); },
+            [=](int row, int vector, __m512i sum) {
+              V::store(scores + row * kKeyTile + vector * W, _mm512_cvtepi32_ps(sum));
+            });
+  }
+
+  // Turns scores of keys [from, to) into bytes, over the scores already read. top: in the base-2
+  // domain, of a probability of 1; sum: of the bytes.
+  static void softmax(const AttendTile& task, int from, int to, float* top, float* sum) {
+    const float* unit = task.queries.scale;
+    for (int r = 0; r < task.rows; ++r)
+      top[r] = mask_scores<V>(task.scratch + r * kKeyTile, from, to, task.begin[r], task.end[r],
+                              task.bias, task.softcap / unit[r]);
+    for (int r = 0; r < task.rows; ++r) {
+      sum[r] = probabilities(task.scratch + r * kKeyTile, from, to, top[r], unit[r]);
+      top[r] = top[r] * unit[r] - kLog2Of255;
+    }
+  }
+
+  static float probabilities(float* scores, int from, int to, float top, float unit) {
+    constexpr float kSteps = 2048;  // of a power of two
+    // The distance of a masked score, or of all scores where top is -inf, is infinite or not a
+    // number: either converts to the smallest integer, and gets no weight.
+    const __m512 step = V::set(-kSteps * unit), shift = V::set(kSteps * unit * top);
+    auto weights = [&](int key) {
+      auto distance = [&](int at) {
+        return _mm512_cvtps_epi32(_mm512_fmadd_ps(V::load(scores + at), step, shift));
+      };
+      const __m512i p = exp2_int16(_mm512_packs_epi32(distance(key), distance(key + W)));
+      return _mm512_mulhrs_epi16(p, _mm512_set1_epi16((255 * 32768 + kExp2One / 2) / kExp2One));
     };
+    char* out = reinterpret_cast<char*>(scores);
+    const __m512i ones = _mm512_set1_epi8(1);
+    __m512i sum = _mm512_setzero_si512();
     for (int key = from; key < to; key += kBlock) {
-      if (top == kMinusInfinity) {
-        _mm512_storeu_si512(out + key, sum);
-        continue;
-      }
-      const __m512i a = exp2_int16(_mm512_packs_epi32(distance(key), distance(key + W)));
-      const __m512i b =
-          exp2_int16(_mm512_packs_epi32(distance(key + 2 * W), distance(key + 3 * W)));
-      const __m512i p =
-          _mm512_packus_epi16(_mm512_mulhrs_epi16(a, full), _mm512_mulhrs_epi16(b, full));
+      const __m512i p = _mm512_packus_epi16(weights(key), weights(key + 2 * W));
       _mm512_storeu_si512(out + key, p);
       sum = add_products(sum, p, ones);
     }
-    task.sum[r] = static_cast<float>(_mm512_reduce_add_epi32(sum)) * kUnit;
+    return static_cast<float>(_mm512_reduce_add_epi32(sum));
   }
 
-  // c[r][j] = scale(r) * (start[j] + sum over groups k of a[r * lda + k] . b[j * b_vector + k *
-  // b_step]) for a block of R rows and N vectors; a start of null is 0.
-  template <int R, int N, class Scale>
+  // Folds the products of probabilities and values of keys [from, to) into the output.
+  static void mix(const AttendTile& task, int head, int from, int to, const float* old,
+                  const float* fresh) {
+    float* output = task.state.output;
+    product(reinterpret_cast<const std::int32_t*>(task.scratch) + from / 4, kKeyTile,
+            static_cast<const std::int32_t*>(task.tile.values) + static_cast<long>(from) * head / 4,
+            W, head, task.rows, head / W, (to - from) / 4,
+            [](int) { return _mm512_setzero_si512(); },
+            [=](int row, int vector, __m512i sum) {
+              float* out = output + static_cast<long>(row) * head + vector * W;
+              V::store(out, fold_vector<V>(V::load(out), _mm512_cvtepi32_ps(sum), V::set(old[row]),
+                                           V::set(fresh[row])));
+            });
+  }
+
+  // store(r, j, start(j) + sum over groups k of a[r * lda + k] . b[j * b_vector + k * b_step]) for
+  // a block of R rows from `row` and N vectors from `vector`.
+  template <int R, int N, class Start, class Store>
   static void block(const std::int32_t* a, int lda, const std::int32_t* b, int b_vector,
-                    int b_step, const std::int32_t* start, float* c, int ldc, int depth, int row,
-                    const Scale& scale) {
+                    int b_step, int row, int vector, int depth, const Start& start,
+                    const Store& store) {
+    a += row * lda;
+    b += vector * b_vector;
     __m512i sum[R][N];  // in registers only once every loop over it is unrolled
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
+    for (int j = 0; j < N; ++j) {
+      sum[0][j] = start(vector + j);
 #pragma GCC unroll 8
-      for (int j = 0; j < N; ++j)
-        sum[r][j] = start == nullptr ? _mm512_setzero_si512() : _mm512_loadu_si512(start + j * W);
+      for (int r = 1; r < R; ++r) sum[r][j] = sum[0][j];
+    }
     for (int k = 0; k < depth; ++k, b += b_step) {
       __m512i right[N];
 #pragma GCC unroll 8
@@ -247,23 +281,20 @@ class Int8Kernels {
       }
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const __m512 factor = V::set(scale(row + r));
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-      for (int j = 0; j < N; ++j)
-        V::store(c + r * ldc + j * W, _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r][j]), factor));
-    }
+      for (int j = 0; j < N; ++j) store(row + r, vector + j, sum[r][j]);
   }
 
-  template <int N, class Scale>
+  template <int N, class Start, class Store>
   static void columns(const std::int32_t* a, int lda, const std::int32_t* b, int b_vector,
-                      int b_step, const std::int32_t* start, float* c, int ldc, int rows,
-                      int depth, const Scale& scale) {
+                      int b_step, int rows, int vector, int depth, const Start& start,
+                      const Store& store) {
     constexpr int R = V::kRows;
     int row = 0;
     auto rows_left = [&](auto count) {
-      block<decltype(count)::value, N>(a + row * lda, lda, b, b_vector, b_step, start,
-                                       c + row * ldc, ldc, depth, row, scale);
+      block<decltype(count)::value, N>(a, lda, b, b_vector, b_step, row, vector, depth, start,
+                                       store);
     };
     for (; row + R <= rows; row += R) rows_left(Count<R>());
     switch (rows - row) {
@@ -276,19 +307,16 @@ class Int8Kernels {
     }
   }
 
-  template <class Scale>
+  template <class Start, class Store>
   static void product(const std::int32_t* a, int lda, const std::int32_t* b, int b_vector,
-                      int b_step, const std::int32_t* start, float* c, int ldc, int rows,
-                      int vectors, int depth, const Scale& scale) {
+                      int b_step, int rows, int vectors, int depth, const Start& start,
+                      const Store& store) {
     constexpr int N = V::kVectors;
-    auto start_at = [&](int j) { return start == nullptr ? nullptr : start + j * W; };
-    int j = 0;
-    for (; j + N <= vectors; j += N)
-      columns<N>(a, lda, b + j * b_vector, b_vector, b_step, start_at(j), c + j * W, ldc, rows,
-                 depth, scale);
-    for (; j < vectors; ++j)
-      columns<1>(a, lda, b + j * b_vector, b_vector, b_step, start_at(j), c + j * W, ldc, rows,
-                 depth, scale);
+    int vector = 0;
+    for (; vector + N <= vectors; vector += N)
+      columns<N>(a, lda, b, b_vector, b_step, rows, vector, depth, start, store);
+    for (; vector < vectors; ++vector)
+      columns<1>(a, lda, b, b_vector, b_step, rows, vector, depth, start, store);
   }
 
   template <int N>

@@ -44,6 +44,13 @@ struct PackedQueries {
   float* scale;  // [rows]; integers only
 };
 
+// Running state of rows over the tiles folded so far; starts as -inf, 0, 0.
+struct SoftmaxState {
+  float* max;     // [rows], read in whole vectors
+  float* sum;     // [rows]
+  float* output;  // [rows, padded_head]
+};
+
 struct AttendTile {
   PackedQueries queries;  // at the first row
   int rows;  // at most kRowBlock
@@ -54,17 +61,8 @@ struct AttendTile {
   const float* bias;  // [kKeyTile] 0 or -inf (unmapped page), or null
   float softcap;      // in the base-2 domain; 0 = none
   float* scratch;     // [kRowBlock, kKeyTile] float
-  // Results relative to the tile's own maximum; -inf, 0, 0 for a row that attends no key.
-  float* max;     // [rows]
-  float* sum;     // [rows]
-  float* output;  // [rows, padded_head]
-};
-
-// Running state of rows over the tiles folded so far; starts as -inf, 0, 0.
-struct SoftmaxState {
-  float* max;
-  float* sum;
-  float* output;  // [rows, padded_head]
+  SoftmaxState part;  // of kRowBlock rows, for results that still have to be folded
+  SoftmaxState state;
 };
 
 struct AttentionKernels {
@@ -75,11 +73,13 @@ struct AttentionKernels {
   // key_rows, value_rows: `count` pointers to head_size elements; count is a multiple of 32.
   void (*pack_tile)(const void* const* key_rows, const void* const* value_rows, int count,
                     int head_size, PackedTile packed);
+  // Folds a packed tile into the state of its rows.
   void (*attend)(const AttendTile& task);
   // The same result straight from pack_tile's arguments, for decode: at most kFewRows rows. Null
   // where packing costs less than it saves.
   void (*attend_unpacked)(const AttendTile& task, const void* const* key_rows,
                           const void* const* value_rows);
+  // Folds tiles that were attended apart, each from a state of its own.
   void (*fold)(int rows, int padded_head, SoftmaxState tile, SoftmaxState state);
   // Rounds float keys or values of one head of a segment, `count` rows `stride` apart in both
   // arrays, to int8 with one scale per channel; centered, after moving each channel's range
