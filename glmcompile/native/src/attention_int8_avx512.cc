@@ -329,9 +329,9 @@ class Int8Kernels {
 
 const AttentionKernels& attention_int8_avx512(Element element) {
   using K = Int8Kernels;
-  static constexpr AttentionKernels kInt8{K::pack_queries, K::pack_tile, K::attend, nullptr,
+  static constexpr AttentionKernels kInt8{1, K::pack_queries, K::pack_tile, K::attend, nullptr,
                                           K::fold, nullptr};
-  static constexpr AttentionKernels kFloat{K::pack_queries, K::pack_tile, K::attend, nullptr,
+  static constexpr AttentionKernels kFloat{1, K::pack_queries, K::pack_tile, K::attend, nullptr,
                                            K::fold, K::quantize};
   return element == Element::kFloat ? kFloat : kInt8;
 }

@@ -34,8 +34,8 @@ enum class Precision {
 
 // A packed tile of keys and values, in the layout of the table that packed it.
 struct PackedTile {
-  void* keys;             // kKeyTile * padded_head * 4 bytes
-  void* values;           // kKeyTile * padded_head * 4 bytes
+  void* keys;             // kKeyTile * padded_head * packed_size bytes
+  void* values;           // kKeyTile * padded_head * packed_size bytes
   std::int32_t* key_sum;  // [kKeyTile]; integers only
 };
 
@@ -66,6 +66,7 @@ struct AttendTile {
 };
 
 struct AttentionKernels {
+  int packed_size;  // bytes of a packed key's or value's channel
   // rows: `count` pointers to head_size floats, written padded_head apart;
   // channel_scale: [head_size] multipliers.
   void (*pack_queries)(const float* const* rows, int count, int head_size,
