@@ -92,22 +92,21 @@ class Int8Kernels {
   }
 
   static void attend(const AttendTile& task) {
-    const int head = padded_head(task.head_size);
-    int from = kKeyTile, to = 0;
-    for (int r = 0; r < task.rows; ++r) {
-      if (task.begin[r] >= task.end[r]) continue;
-      from = task.begin[r] < from ? task.begin[r] : from;
-      to = task.end[r] > to ? task.end[r] : to;
+    const KeyRange keys = key_range(task);
+    score(task, keys.from, keys.to);
+    weigh_and_fold(task, keys, [&](const float* old, const float* fresh) {
+      mix(task, keys.from / kBlock * kBlock, whole_blocks(keys.to), old, fresh);
+    });
+  }
+
+  static void attend_unpacked(const AttendTile& task, const void* const* keys,
+                              const void* const* values) {
+    switch (task.rows) {
+      case 1: return attend_few<1>(task, keys, values);
+      case 2: return attend_few<2>(task, keys, values);
+      case 3: return attend_few<3>(task, keys, values);
+      default: return attend_few<4>(task, keys, values);
     }
-    const int first = from / W * W, last = (to + W - 1) / W * W;
-    score(task, head, first, last);
-    from = from / kBlock * kBlock;
-    to = (to + kBlock - 1) / kBlock * kBlock;
-    alignas(64) float top[kRowBlock], sum[kRowBlock], old[kRowBlock], fresh[kRowBlock];
-    softmax(task, from, to, top, sum);
-    fold_factors<V>(task.rows, top, task.state.max, old, fresh);
-    fold_sums(task.rows, top, sum, old, fresh, task.state);
-    mix(task, head, from, to, old, fresh);
   }
 
   static void fold(int rows, int head, SoftmaxState tile, SoftmaxState state) {
@@ -143,6 +142,52 @@ class Int8Kernels {
  private:
   static constexpr float kLog2Of255 = 7.9943534f;
 
+  struct KeyRange {
+    int from, to;
+  };
+
+  // The keys any row attends, widened to whole vectors.
+  static KeyRange key_range(const AttendTile& task) {
+    int from = kKeyTile, to = 0;
+    for (int r = 0; r < task.rows; ++r) {
+      if (task.begin[r] >= task.end[r]) continue;
+      from = task.begin[r] < from ? task.begin[r] : from;
+      to = task.end[r] > to ? task.end[r] : to;
+    }
+    return {from / W * W, (to + W - 1) / W * W};
+  }
+
+  static int whole_blocks(int keys) { return (keys + kBlock - 1) / kBlock * kBlock; }
+
+  // Loads 64 channels from d of sixteen keys and leaves groups of four of them, all keys a vector.
+  static inline __attribute__((always_inline)) void load_keys(const void* const* rows, int d,
+                                                              int head_size, __m512* groups) {
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i)
+      groups[i] = _mm512_castsi512_ps(load_bytes(rows[i], d, head_size));
+    V::transpose(groups);
+  }
+
+  // Loads 64 channels from d of four values; vectors of sixteen channels with all four keys.
+  static inline __attribute__((always_inline)) void load_values(const void* const* rows, int d,
+                                                                int head_size, __m512i* out) {
+    // With its dwords in this order, unpacking within 128-bit lanes leaves channels in order.
+    const __m512i order =
+        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i row[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+      row[i] = _mm512_permutexvar_epi32(order, load_bytes(rows[i], d, head_size));
+    const __m512i a = _mm512_unpacklo_epi8(row[0], row[1]);
+    const __m512i b = _mm512_unpackhi_epi8(row[0], row[1]);
+    const __m512i c = _mm512_unpacklo_epi8(row[2], row[3]);
+    const __m512i e = _mm512_unpackhi_epi8(row[2], row[3]);
+    out[0] = _mm512_unpacklo_epi16(a, c);
+    out[1] = _mm512_unpackhi_epi16(a, c);
+    out[2] = _mm512_unpacklo_epi16(b, e);
+    out[3] = _mm512_unpackhi_epi16(b, e);
+  }
+
   static void pack_keys(const void* const* rows, int count, int head_size, PackedTile packed) {
     const int head = padded_head(head_size);
     float* out = static_cast<float*>(packed.keys);
@@ -151,47 +196,123 @@ class Int8Kernels {
       __m512i sum = _mm512_setzero_si512();
       for (int d = 0; d < head; d += 64) {
         __m512 block[W];
-        for (int i = 0; i < W; ++i)
-          block[i] = _mm512_castsi512_ps(load_bytes(rows[key + i], d, head_size));
-        V::transpose(block);
+        load_keys(rows + key, d, head_size, block);
         const int groups = head - d < 64 ? (head - d) / 4 : W;
         for (int i = 0; i < groups; ++i, out += W) {
           V::store(out, block[i]);
           sum = add_products(sum, ones, _mm512_castps_si512(block[i]));
         }
       }
-      _mm512_storeu_si512(packed.key_sum + key, _mm512_mullo_epi32(sum, _mm512_set1_epi32(-128)));
+      _mm512_storeu_si512(packed.key_sum + key, query_offset(sum));
     }
+  }
+
+  // What the 128 that are added to queries make of the sum of a key's channels.
+  static __m512i query_offset(__m512i key_sum) {
+    return _mm512_mullo_epi32(key_sum, _mm512_set1_epi32(-128));
   }
 
   static void pack_values(const void* const* rows, int count, int head_size, char* packed) {
     const int head = padded_head(head_size);
-    // With its dwords in this order, unpacking within 128-bit lanes leaves channels in order.
-    const __m512i order =
-        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    for (int key = 0; key < (count + kBlock - 1) / kBlock * kBlock; key += 4) {
+    for (int key = 0; key < whole_blocks(count); key += 4) {
       char* out = packed + static_cast<long>(value_group(key / 4)) * head * 4;
       for (int d = 0; d < head; d += 64) {
-        __m512i row[4];
-        for (int i = 0; i < 4; ++i)
-          row[i] = key < count ? _mm512_permutexvar_epi32(
-                                     order, load_bytes(rows[key + i], d, head_size))
-                               : _mm512_setzero_si512();
-        const __m512i a = _mm512_unpacklo_epi8(row[0], row[1]);
-        const __m512i b = _mm512_unpackhi_epi8(row[0], row[1]);
-        const __m512i c = _mm512_unpacklo_epi8(row[2], row[3]);
-        const __m512i e = _mm512_unpackhi_epi8(row[2], row[3]);
-        _mm512_storeu_si512(out + 4 * d, _mm512_unpacklo_epi16(a, c));
-        _mm512_storeu_si512(out + 4 * d + 64, _mm512_unpackhi_epi16(a, c));
-        if (head - d < 64) break;
-        _mm512_storeu_si512(out + 4 * d + 128, _mm512_unpacklo_epi16(b, e));
-        _mm512_storeu_si512(out + 4 * d + 192, _mm512_unpackhi_epi16(b, e));
+        __m512i block[4] = {};
+        if (key < count) load_values(rows + key, d, head_size, block);
+        const int vectors = head - d < 64 ? (head - d) / W : 4;
+        for (int j = 0; j < vectors; ++j) _mm512_storeu_si512(out + 4 * d + 64 * j, block[j]);
       }
     }
   }
 
+  // The results of `attend`, without packed keys and values in between.
+  template <int R>
+  static void attend_few(const AttendTile& task, const void* const* key_rows,
+                         const void* const* value_rows) {
+    const KeyRange keys = key_range(task);
+    for (int key = keys.from; key < keys.to; key += W) score_few<R>(task, key_rows + key, key);
+    weigh_and_fold(task, keys, [&](const float* old, const float* fresh) {
+      for (int d = 0; d < task.head_size; d += 64) mix_few<R>(task, value_rows, keys, d, old, fresh);
+    });
+  }
+
+  template <int R>
+  static void score_few(const AttendTile& task, const void* const* rows, int key) {
+    __m512i sum[R], key_sum = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) sum[r] = _mm512_setzero_si512();
+    const int head = padded_head(task.head_size);
+    const std::int32_t* queries = static_cast<const std::int32_t*>(task.queries.rows);
+    for (int d = 0; d < head; d += 64) {
+      __m512 block[W];
+      load_keys(rows, d, task.head_size, block);
+      // Beyond the head keys are zero, and rows of queries are longer than their bytes.
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) {
+        const __m512i right = _mm512_castps_si512(block[i]);
+        key_sum = add_products(key_sum, _mm512_set1_epi8(1), right);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+          sum[r] = add_products(sum[r], _mm512_set1_epi32(queries[r * head + d / 4 + i]), right);
+      }
+    }
+    const __m512i start = query_offset(key_sum);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+      V::store(task.scratch + r * kKeyTile + key,
+               _mm512_cvtepi32_ps(_mm512_add_epi32(sum[r], start)));
+  }
+
+  // Folds the products of probabilities and 64 channels of values, from d.
+  template <int R>
+  static void mix_few(const AttendTile& task, const void* const* rows, KeyRange keys, int d,
+                      const float* old, const float* fresh) {
+    const std::int32_t* weights = reinterpret_cast<const std::int32_t*>(task.scratch);
+    __m512i sum[R][4];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) sum[r][j] = _mm512_setzero_si512();
+    for (int key = keys.from; key < keys.to; key += 4) {
+      __m512i right[4];
+      load_values(rows + key, d, task.head_size, right);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const __m512i left = _mm512_set1_epi32(weights[r * kKeyTile + value_group(key / 4)]);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) sum[r][j] = add_products(sum[r][j], left, right[j]);
+      }
+    }
+    const int left = (padded_head(task.head_size) - d) / W;
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j)
+        if (j < left) fold_products(task, r, d / W + j, sum[r][j], old[r], fresh[r]);
+  }
+
+  static inline __attribute__((always_inline)) void fold_products(const AttendTile& task, int row,
+                                                                  int vector, __m512i sum,
+                                                                  float old, float fresh) {
+    float* out = task.state.output + static_cast<long>(row) * padded_head(task.head_size) +
+                 vector * W;
+    V::store(out, fold_vector<V>(V::load(out), _mm512_cvtepi32_ps(sum), V::set(old),
+                                 V::set(fresh)));
+  }
+
+  // Turns scores of `keys` into probabilities, and folds those and what `mix` makes of them.
+  template <class Mix>
+  static void weigh_and_fold(const AttendTile& task, KeyRange keys, const Mix& mix) {
+    alignas(64) float top[kRowBlock], sum[kRowBlock], old[kRowBlock], fresh[kRowBlock];
+    softmax(task, keys.from / kBlock * kBlock, whole_blocks(keys.to), top, sum);
+    fold_factors<V>(task.rows, top, task.state.max, old, fresh);
+    fold_sums(task.rows, top, sum, old, fresh, task.state);
+    mix(old, fresh);
+  }
+
   // Scores of keys [first, last), in units of the queries' scales.
-  static void score(const AttendTile& task, int head, int first, int last) {
+  static void score(const AttendTile& task, int first, int last) {
+    const int head = padded_head(task.head_size);
     const std::int32_t* start = task.tile.key_sum + first;
     float* scores = task.scratch + first;
     product(static_cast<const std::int32_t*>(task.queries.rows), head,
@@ -240,8 +361,9 @@ class Int8Kernels {
   }
 
   // Folds the products of probabilities and values of keys [from, to) into the output.
-  static void mix(const AttendTile& task, int head, int from, int to, const float* old,
+  static void mix(const AttendTile& task, int from, int to, const float* old,
                   const float* fresh) {
+    const int head = padded_head(task.head_size);
     float* output = task.state.output;
     product(reinterpret_cast<const std::int32_t*>(task.scratch) + from / 4, kKeyTile,
             static_cast<const std::int32_t*>(task.tile.values) + static_cast<long>(from) * head / 4,
@@ -329,8 +451,8 @@ class Int8Kernels {
 
 const AttentionKernels& attention_int8_avx512(Element element) {
   using K = Int8Kernels;
-  static constexpr AttentionKernels kInt8{1, K::pack_queries, K::pack_tile, K::attend, nullptr,
-                                          K::fold, nullptr};
+  static constexpr AttentionKernels kInt8{1, K::pack_queries, K::pack_tile, K::attend,
+                                          K::attend_unpacked, K::fold, nullptr};
   static constexpr AttentionKernels kFloat{1, K::pack_queries, K::pack_tile, K::attend, nullptr,
                                            K::fold, K::quantize};
   return element == Element::kFloat ? kFloat : kInt8;
