@@ -134,6 +134,8 @@ class Variant:
         )  # fmt: skip
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
+        # Idle threads of one variant must not take the cores of the next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.register_custom_ops_library(str(library))
         with mock.patch.dict(os.environ, {"GLMCOMPILE_ISA": isa}):
             session = ort.InferenceSession(

@@ -146,7 +146,8 @@ class Run {
         task.first_tile = begin / kKeyTile;
         task.last_tile = tiles_of(end);
         for (task.kv_head = 0; task.kv_head < p_.kv_num_heads; ++task.kv_head) {
-          if (shared >= 0) task.shared = shared + task.kv_head * tiles + task.first_tile - first_tile;
+          if (shared >= 0)
+            task.shared = shared + task.kv_head * tiles + task.first_tile - first_tile;
           tasks_.push_back(task);
         }
         work_ += 2.0 * p_.head_size * (end - begin) * (task.count * group_ + 4.0) *
@@ -261,9 +262,13 @@ class Run {
     for (int head = 0; head < unit.heads; ++head) pack_queries(unit.tasks[head], of_head(head));
     for (int64_t tile = unit.first_tile; tile < unit.last_tile; ++tile)
       for (int head = 0; head < unit.heads; ++head) {
-        const SoftmaxState apart = partial(unit.tasks[head], tile);
-        clear(unit.tasks[head], apart);
-        attend(unit.tasks[head], tile, of_head(head), apart);
+        // By way of the workspace: folding into partial results would wait for their memory.
+        const SoftmaxState state = space.state, apart = partial(unit.tasks[head], tile);
+        clear(unit.tasks[head], state);
+        attend(unit.tasks[head], tile, of_head(head), state);
+        std::copy_n(state.max, rows, apart.max);
+        std::copy_n(state.sum, rows, apart.sum);
+        std::copy_n(state.output, static_cast<size_t>(rows) * head_, apart.output);
       }
   }
 
@@ -320,7 +325,7 @@ class Run {
     const int count = static_cast<int>(std::min<int64_t>(kKeyTile, limit - base));
     const int rows = task.count * group_;
     const bool shared = task.shared >= 0;
-    const bool packed = shared || rows > kFewRows || kernels_.attend_unpacked == nullptr;
+    const bool packed = shared || rows > kFewRows || p_.head_size > kernels_.unpacked_head_size;
     Tile keys = shared ? shared_[task.shared + tile - task.first_tile].tile : space.tile;
     TileRows tile_rows;
     if (!shared) find_rows(segment, task.kv_head, base, count, &tile_rows, &keys);

@@ -244,12 +244,13 @@ class FloatKernels {
 template <class V>
 const AttentionKernels& float_kernels(Element element) {
   using K = FloatKernels<V>;
-  static constexpr AttentionKernels kFloat{4, K::pack_queries, K::template pack_tile<float>,
-                                           K::attend, K::template attend_unpacked<float>, K::fold,
-                                           nullptr};
-  static constexpr AttentionKernels kInt8{4, K::pack_queries, K::template pack_tile<std::int8_t>,
-                                          K::attend, K::template attend_unpacked<std::int8_t>,
-                                          K::fold, nullptr};
+  static constexpr AttentionKernels kFloat{4, kMaxHeadSize, K::pack_queries,
+                                           K::template pack_tile<float>, K::attend,
+                                           K::template attend_unpacked<float>, K::fold, nullptr};
+  static constexpr AttentionKernels kInt8{4, kMaxHeadSize, K::pack_queries,
+                                          K::template pack_tile<std::int8_t>, K::attend,
+                                          K::template attend_unpacked<std::int8_t>, K::fold,
+                                          nullptr};
   return element == Element::kFloat ? kFloat : kInt8;
 }
 

@@ -162,7 +162,6 @@ class Int8Kernels {
   // Loads 64 channels from d of sixteen keys and leaves groups of four of them, all keys a vector.
   static inline __attribute__((always_inline)) void load_keys(const void* const* rows, int d,
                                                               int head_size, __m512* groups) {
-#pragma GCC unroll 16
     for (int i = 0; i < W; ++i)
       groups[i] = _mm512_castsi512_ps(load_bytes(rows[i], d, head_size));
     V::transpose(groups);
@@ -219,8 +218,11 @@ class Int8Kernels {
       for (int d = 0; d < head; d += 64) {
         __m512i block[4] = {};
         if (key < count) load_values(rows + key, d, head_size, block);
-        const int vectors = head - d < 64 ? (head - d) / W : 4;
-        for (int j = 0; j < vectors; ++j) _mm512_storeu_si512(out + 4 * d + 64 * j, block[j]);
+        _mm512_storeu_si512(out + 4 * d, block[0]);
+        _mm512_storeu_si512(out + 4 * d + 64, block[1]);
+        if (head - d < 64) break;
+        _mm512_storeu_si512(out + 4 * d + 128, block[2]);
+        _mm512_storeu_si512(out + 4 * d + 192, block[3]);
       }
     }
   }
@@ -232,7 +234,8 @@ class Int8Kernels {
     const KeyRange keys = key_range(task);
     for (int key = keys.from; key < keys.to; key += W) score_few<R>(task, key_rows + key, key);
     weigh_and_fold(task, keys, [&](const float* old, const float* fresh) {
-      for (int d = 0; d < task.head_size; d += 64) mix_few<R>(task, value_rows, keys, d, old, fresh);
+      for (int d = 0; d < task.head_size; d += 64)
+        mix_few<R>(task, value_rows, keys, d, old, fresh);
     });
   }
 
@@ -451,10 +454,10 @@ class Int8Kernels {
 
 const AttentionKernels& attention_int8_avx512(Element element) {
   using K = Int8Kernels;
-  static constexpr AttentionKernels kInt8{1, K::pack_queries, K::pack_tile, K::attend,
+  static constexpr AttentionKernels kInt8{1, 64, K::pack_queries, K::pack_tile, K::attend,
                                           K::attend_unpacked, K::fold, nullptr};
-  static constexpr AttentionKernels kFloat{1, K::pack_queries, K::pack_tile, K::attend, nullptr,
-                                           K::fold, K::quantize};
+  static constexpr AttentionKernels kFloat{1, 0, K::pack_queries, K::pack_tile, K::attend,
+                                           nullptr, K::fold, K::quantize};
   return element == Element::kFloat ? kFloat : kInt8;
 }
 

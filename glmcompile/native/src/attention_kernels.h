@@ -66,7 +66,8 @@ struct AttendTile {
 };
 
 struct AttentionKernels {
-  int packed_size;  // bytes of a packed key's or value's channel
+  int packed_size;         // bytes of a packed key's or value's channel
+  int unpacked_head_size;  // largest head for which attend_unpacked pays; 0 = there is none
   // rows: `count` pointers to head_size floats, written padded_head apart;
   // channel_scale: [head_size] multipliers.
   void (*pack_queries)(const float* const* rows, int count, int head_size,
@@ -76,8 +77,7 @@ struct AttentionKernels {
                     int head_size, PackedTile packed);
   // Folds a packed tile into the state of its rows.
   void (*attend)(const AttendTile& task);
-  // The same result straight from pack_tile's arguments, for decode: at most kFewRows rows. Null
-  // where packing costs less than it saves.
+  // The same result straight from pack_tile's arguments, for decode: at most kFewRows rows.
   void (*attend_unpacked)(const AttendTile& task, const void* const* key_rows,
                           const void* const* value_rows);
   // Folds tiles that were attended apart, each from a state of its own.
