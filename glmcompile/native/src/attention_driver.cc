@@ -262,13 +262,9 @@ class Run {
     for (int head = 0; head < unit.heads; ++head) pack_queries(unit.tasks[head], of_head(head));
     for (int64_t tile = unit.first_tile; tile < unit.last_tile; ++tile)
       for (int head = 0; head < unit.heads; ++head) {
-        // By way of the workspace: folding into partial results would wait for their memory.
-        const SoftmaxState state = space.state, apart = partial(unit.tasks[head], tile);
-        clear(unit.tasks[head], state);
-        attend(unit.tasks[head], tile, of_head(head), state);
-        std::copy_n(state.max, rows, apart.max);
-        std::copy_n(state.sum, rows, apart.sum);
-        std::copy_n(state.output, static_cast<size_t>(rows) * head_, apart.output);
+        const SoftmaxState apart = partial(unit.tasks[head], tile);
+        clear(unit.tasks[head], apart);
+        attend(unit.tasks[head], tile, of_head(head), apart);
       }
   }
 
