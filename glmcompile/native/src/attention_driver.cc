@@ -14,13 +14,14 @@ namespace {
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr int kKeyPadding = 32;  // pack_tile reads key rows in steps up to this
-// Query rows of a task: many, to pack a tile of keys once for all of them, unless that leaves too
+// Query rows of a task: many, to read a tile of keys once for all of them, unless that leaves too
 // few tasks to balance threads.
 constexpr int kTaskRows = 6 * kRowBlock, kSmallTaskRows = 3 * kRowBlock;
 constexpr int kTasksPerThread = 8;
 // Below this many multiply-adds a call is over before other threads would have woken up.
 constexpr double kSerialWork = 4e5;
 constexpr size_t kSerialFold = 1 << 15;  // floats to fold for which the same holds
+constexpr size_t kSharedBytes = 64 << 20;  // at most, of the tiles that tasks share
 
 // Queries [first, first + count) of one segment, for the heads that share one key/value head.
 struct Task {
@@ -29,6 +30,7 @@ struct Task {
   int64_t first;
   int count;
   int64_t first_tile, last_tile;  // [first_tile, last_tile)
+  int64_t shared;                 // its first tile among the shared ones, or -1
   size_t partial = 0;             // of its first tile, when tiles are computed apart
 };
 
@@ -55,13 +57,32 @@ class Arena {
   uintptr_t next_, base_;
 };
 
+// Keys and values of one tile, and which of them are there.
+struct Tile {
+  Tile() = default;
+  Tile(Arena* arena, size_t packed_bytes)
+      : packed{arena->take<char>(packed_bytes), arena->take<char>(packed_bytes),
+               arena->take<int32_t>(kKeyTile)},
+        bias(arena->take<float>(kKeyTile)) {}
+  PackedTile packed;
+  float* bias;            // [kKeyTile] -inf hides a key of an unmapped page
+  bool unmapped = false;  // whether there is one
+};
+
+// A tile packed once for all tasks of its segment.
+struct SharedTile {
+  const Segment* segment;
+  int kv_head;
+  int64_t index;
+  Tile tile;
+};
+
 // The buffers one thread needs for a task of `rows` rows.
 struct Workspace {
-  Workspace(Arena arena, int rows, int head_size) {
+  Workspace(Arena arena, int rows, int head_size, size_t packed_bytes) {
     const size_t head = padded_head(head_size);
     queries = {arena.take<float>(rows * head), arena.take<float>(rows)};
-    tile = {arena.take<float>(kKeyTile * head), arena.take<float>(kKeyTile * head),
-            arena.take<int32_t>(kKeyTile)};
+    tile = Tile(&arena, packed_bytes);
     scores = arena.take<float>(kRowBlock * kKeyTile);
     part = {arena.take<float>(kRowBlock), arena.take<float>(kRowBlock),
             arena.take<float>(kRowBlock * head)};
@@ -69,7 +90,7 @@ struct Workspace {
     bytes = arena.used();
   }
   PackedQueries queries;
-  PackedTile tile;
+  Tile tile;
   float* scores;
   SoftmaxState part, state;
   size_t bytes;
@@ -84,14 +105,19 @@ class Run {
         p_(problem),
         group_(problem.num_heads / problem.kv_num_heads),
         head_(padded_head(problem.head_size)),
-        element_size_(problem.element == Element::kFloat ? 4 : 1) {}
+        element_size_(problem.element == Element::kFloat ? 4 : 1),
+        packed_bytes_(static_cast<size_t>(kKeyTile) * head_ * kernels.packed_size) {}
 
   void execute() {
     make_tasks();
     if (tasks_.empty()) return;
     if (work_ < kSerialWork) {
+      for (SharedTile& shared : shared_) pack_shared(&shared);
       for (const Task& task : tasks_) run_task(task);
-    } else if (!split()) {
+      return;
+    }
+    context_.parallel_for(shared_.size(), [&](size_t i) { pack_shared(&shared_[i]); });
+    if (!split()) {
       context_.parallel_for(tasks_.size(), [&](size_t i) { run_task(tasks_[i]); });
     } else {
       context_.parallel_for(units_.size(), [&](size_t i) { run_unit(units_[i]); });
@@ -109,15 +135,21 @@ class Run {
     const bool many = rows / kTaskRows >= static_cast<int64_t>(kTasksPerThread * threads_);
     const int step = std::max(1, (many ? kTaskRows : kSmallTaskRows) / group_);
     for (const Segment& segment : p_.segments) {
+      const int64_t first_tile = first_key(segment, 0) / kKeyTile;
+      const int64_t tiles = tiles_of(last_key(segment, segment.queries - 1)) - first_tile;
+      const int64_t shared = segment.queries > step ? share_tiles(segment, first_tile, tiles) : -1;
       for (int64_t first = 0; first < segment.queries; first += step) {
         Task task{&segment, 0, first,
-                  static_cast<int>(std::min<int64_t>(step, segment.queries - first)), 0, 0};
+                  static_cast<int>(std::min<int64_t>(step, segment.queries - first)), 0, 0, -1};
         const int64_t begin = first_key(segment, first);
         const int64_t end = last_key(segment, first + task.count - 1);
         task.first_tile = begin / kKeyTile;
-        task.last_tile = (end + kKeyTile - 1) / kKeyTile;
-        for (task.kv_head = 0; task.kv_head < p_.kv_num_heads; ++task.kv_head)
+        task.last_tile = tiles_of(end);
+        for (task.kv_head = 0; task.kv_head < p_.kv_num_heads; ++task.kv_head) {
+          if (shared >= 0)
+            task.shared = shared + task.kv_head * tiles + task.first_tile - first_tile;
           tasks_.push_back(task);
+        }
         work_ += 2.0 * p_.head_size * (end - begin) * (task.count * group_ + 4.0) *
                  p_.kv_num_heads;
       }
@@ -126,6 +158,31 @@ class Run {
     auto cost = [](const Task& t) { return (t.last_tile - t.first_tile) * (t.count + 4); };
     std::stable_sort(tasks_.begin(), tasks_.end(),
                      [&](const Task& a, const Task& b) { return cost(a) > cost(b); });
+    allocate_shared();
+  }
+
+  static int64_t tiles_of(int64_t keys) { return (keys + kKeyTile - 1) / kKeyTile; }
+
+  size_t shared_bytes(size_t tiles) const {
+    Arena one(nullptr);
+    Tile(&one, packed_bytes_);
+    return tiles * one.used();
+  }
+
+  // Lists the tiles of a segment, by kv head, to be packed before any task runs. Returns the first
+  // one's index, or -1 where they would take too much memory.
+  int64_t share_tiles(const Segment& segment, int64_t first_tile, int64_t tiles) {
+    const int64_t first = static_cast<int64_t>(shared_.size());
+    if (shared_bytes(first + tiles * p_.kv_num_heads) > kSharedBytes) return -1;
+    for (int head = 0; head < p_.kv_num_heads; ++head)
+      for (int64_t i = 0; i < tiles; ++i) shared_.push_back({&segment, head, first_tile + i, {}});
+    return first;
+  }
+
+  void allocate_shared() {
+    static thread_local ScratchBuffer buffer;
+    Arena arena(buffer.reserve(shared_bytes(shared_.size())));
+    for (SharedTile& shared : shared_) shared.tile = Tile(&arena, packed_bytes_);
   }
 
   // Cuts tasks into runs of tiles whose results are kept apart and folded afterwards: where there
@@ -180,8 +237,8 @@ class Run {
   Workspace workspace(const Task& task, int heads = 1) const {
     static thread_local ScratchBuffer buffer;
     const int rows = task.count * group_ * heads;
-    const size_t bytes = Workspace(Arena(nullptr), rows, p_.head_size).bytes;
-    return Workspace(Arena(buffer.reserve(bytes)), rows, p_.head_size);
+    const size_t bytes = Workspace(Arena(nullptr), rows, p_.head_size, packed_bytes_).bytes;
+    return Workspace(Arena(buffer.reserve(bytes)), rows, p_.head_size, packed_bytes_);
   }
 
   void run_task(const Task& task) const {
@@ -189,7 +246,7 @@ class Run {
     pack_queries(task, space);
     clear(task, space.state);
     for (int64_t tile = task.first_tile; tile < task.last_tile; ++tile)
-      attend(task, tile, space, nullptr);
+      attend(task, tile, space, space.state);
     finish(task, space.state);
   }
 
@@ -205,8 +262,9 @@ class Run {
     for (int head = 0; head < unit.heads; ++head) pack_queries(unit.tasks[head], of_head(head));
     for (int64_t tile = unit.first_tile; tile < unit.last_tile; ++tile)
       for (int head = 0; head < unit.heads; ++head) {
-        const SoftmaxState result = partial(unit.tasks[head], tile);
-        attend(unit.tasks[head], tile, of_head(head), &result);
+        const SoftmaxState apart = partial(unit.tasks[head], tile);
+        clear(unit.tasks[head], apart);
+        attend(unit.tasks[head], tile, of_head(head), apart);
       }
   }
 
@@ -255,24 +313,23 @@ class Run {
     }
   }
 
-  // Attends one tile from every row of the task. The result goes to `apart`, or is
-  // folded into the workspace's state.
-  void attend(const Task& task, int64_t tile, const Workspace& space,
-              const SoftmaxState* apart) const {
+  // Attends one tile from every row of the task, whose state it is folded into.
+  void attend(const Task& task, int64_t tile, const Workspace& space, SoftmaxState state) const {
     const Segment& segment = *task.segment;
     const int64_t base = tile * kKeyTile;
     const int64_t limit = last_key(segment, task.first + task.count - 1);
     const int count = static_cast<int>(std::min<int64_t>(kKeyTile, limit - base));
-    TileRows tile_rows;
-    find_rows(task, base, count, &tile_rows);
     const int rows = task.count * group_;
-    const bool packed = rows > kFewRows || kernels_.attend_unpacked == nullptr;
-    if (packed)
-      kernels_.pack_tile(tile_rows.keys, tile_rows.values, tile_rows.padded, p_.head_size,
-                         space.tile);
+    const bool shared = task.shared >= 0;
+    const bool packed = shared || rows > kFewRows || p_.head_size > kernels_.unpacked_head_size;
+    Tile keys = shared ? shared_[task.shared + tile - task.first_tile].tile : space.tile;
+    TileRows tile_rows;
+    if (!shared) find_rows(segment, task.kv_head, base, count, &tile_rows, &keys);
+    if (!shared && packed) pack(tile_rows, keys);
     for (int first = 0; first < rows; first += kRowBlock) {
       const int block = std::min(kRowBlock, rows - first);
-      prefetch_keys(task, base + kKeyTile + static_cast<int64_t>(kKeyTile) * first / rows,
+      if (!shared)
+        prefetch_keys(task, base + kKeyTile + static_cast<int64_t>(kKeyTile) * first / rows,
                     base + kKeyTile + static_cast<int64_t>(kKeyTile) * (first + block) / rows);
       int begin[kRowBlock], end[kRowBlock];
       bool any = false;
@@ -282,36 +339,25 @@ class Run {
         end[i] = static_cast<int>(std::min<int64_t>(count, last_key(segment, query) - base));
         any |= begin[i] < end[i];
       }
-      SoftmaxState result = space.part;
-      if (apart != nullptr)
-        result = {apart->max + first, apart->sum + first,
-                  apart->output + static_cast<size_t>(first) * head_};
-      if (!any) {
-        std::fill_n(result.max, block, kMinusInfinity);
-        continue;
-      }
+      if (!any) continue;
       const PackedQueries queries{static_cast<float*>(space.queries.rows) + first * head_,
                                   space.queries.scale + first};
       const AttendTile call{queries,
                             block,
                             p_.head_size,
-                            space.tile,
+                            keys.packed,
                             begin,
                             end,
-                            tile_rows.unmapped ? tile_rows.bias : nullptr,
+                            keys.unmapped ? keys.bias : nullptr,
                             p_.softcap * kLog2E,
                             space.scores,
-                            result.max,
-                            result.sum,
-                            result.output};
+                            space.part,
+                            {state.max + first, state.sum + first,
+                             state.output + static_cast<size_t>(first) * head_}};
       if (packed)
         kernels_.attend(call);
       else
         kernels_.attend_unpacked(call, tile_rows.keys, tile_rows.values);
-      if (apart == nullptr)
-        kernels_.fold(block, head_, result,
-                      {space.state.max + first, space.state.sum + first,
-                       space.state.output + static_cast<size_t>(first) * head_});
     }
   }
 
@@ -350,27 +396,40 @@ class Run {
   struct TileRows {
     const void* keys[kKeyTile];
     const void* values[kKeyTile];
-    float bias[kKeyTile];   // -inf hides a key of an unmapped page
-    bool unmapped = false;  // whether there is one
-    int padded;             // rows that may be read
+    int padded;  // rows that may be read
   };
 
-  void find_rows(const Task& task, int64_t base, int count, TileRows* rows) const {
+  void find_rows(const Segment& segment, int kv_head, int64_t base, int count, TileRows* rows,
+                 Tile* tile) const {
     alignas(64) static const char zeros[kMaxHeadSize * sizeof(float)] = {};
-    const int64_t head = static_cast<int64_t>(task.kv_head) * p_.head_size;
-    for_each_key(*task.segment, base, base + count, [&](int64_t i, int64_t row) {
+    const int64_t head = static_cast<int64_t>(kv_head) * p_.head_size;
+    for_each_key(segment, base, base + count, [&](int64_t i, int64_t row) {
       const int64_t offset = (row * p_.token_stride + head) * element_size_;
       rows->keys[i] = row < 0 ? zeros : static_cast<const char*>(p_.keys) + offset;
       rows->values[i] = row < 0 ? zeros : static_cast<const char*>(p_.values) + offset;
-      rows->bias[i] = row < 0 ? kMinusInfinity : 0.0f;
-      rows->unmapped |= row < 0;
+      tile->bias[i] = row < 0 ? kMinusInfinity : 0.0f;
+      tile->unmapped |= row < 0;
     });
     // Rows up to the padding are zero, so that a masked key never brings in NaN from old memory.
     rows->padded = (count + kKeyPadding - 1) / kKeyPadding * kKeyPadding;
     for (int i = count; i < rows->padded; ++i) {
       rows->keys[i] = rows->values[i] = zeros;
-      rows->bias[i] = kMinusInfinity;
+      tile->bias[i] = kMinusInfinity;
     }
+  }
+
+  void pack(const TileRows& rows, const Tile& tile) const {
+    kernels_.pack_tile(rows.keys, rows.values, rows.padded, p_.head_size, tile.packed);
+  }
+
+  void pack_shared(SharedTile* shared) const {
+    const Segment& segment = *shared->segment;
+    const int64_t base = shared->index * kKeyTile;
+    const int64_t limit = last_key(segment, segment.queries - 1);
+    const int count = static_cast<int>(std::min<int64_t>(kKeyTile, limit - base));
+    TileRows rows;
+    find_rows(segment, shared->kv_head, base, count, &rows, &shared->tile);
+    pack(rows, shared->tile);
   }
 
   void finish(const Task& task, SoftmaxState state) const {
@@ -401,11 +460,13 @@ class Run {
   const int group_;
   const int head_;
   const int64_t element_size_;
+  const size_t packed_bytes_;  // of the keys or the values of a tile
   // An upper bound: the context does not tell the size of ONNX Runtime's pool. It decides how work
   // is cut, never what is computed.
   const size_t threads_ = std::max(1u, std::thread::hardware_concurrency());
   std::vector<Task> tasks_;
   std::vector<Unit> units_;
+  std::vector<SharedTile> shared_;
   double work_ = 0;
   float* partials_ = nullptr;
   size_t partial_count_ = 0;

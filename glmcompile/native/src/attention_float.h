@@ -59,8 +59,9 @@ class FloatKernels {
             kKeyTile, task.rows, (to - from) / W, head_size);
     softmax(task, from, to);
     const float* values = static_cast<const float*>(task.tile.values);
-    product(scores + from, kKeyTile, values + static_cast<long>(from) * head, W, head, task.output,
-            head, task.rows, head / W, to - from);
+    product(scores + from, kKeyTile, values + static_cast<long>(from) * head, W, head,
+            task.part.output, head, task.rows, head / W, to - from);
+    fold_tile<V>(task.rows, head, task.part, task.state);
   }
 
   template <class T>
@@ -107,7 +108,7 @@ class FloatKernels {
     for (int r = 0; r < task.rows; ++r) {
       float* row = task.scratch + r * kKeyTile;
       softmax_row<V>(row, from, to, task.begin[r], task.end[r], task.bias, task.softcap,
-                     task.max + r, task.sum + r, [row](int key, F p) {
+                     task.part.max + r, task.part.sum + r, [row](int key, F p) {
                        V::store(row + key, p);
                        return p;
                      });
@@ -138,7 +139,8 @@ class FloatKernels {
     for (; d + N * W <= head_size; d += N * W) mix_values<T, R, N>(task, values, from, to, d);
     for (; d < head_size; d += W) mix_values<T, R, 1>(task, values, from, to, d);
     for (; d < head; d += W)
-      for (int r = 0; r < R; ++r) V::store(task.output + r * head + d, V::set(0.0f));
+      for (int r = 0; r < R; ++r) V::store(task.part.output + r * head + d, V::set(0.0f));
+    fold_tile<V>(R, head, task.part, task.state);
   }
 
   // Adds channels [d, d + C) of W keys to their scores.
@@ -183,7 +185,7 @@ class FloatKernels {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-      for (int j = 0; j < N; ++j) V::store(task.output + r * head + d + j * W, sum[r][j]);
+      for (int j = 0; j < N; ++j) V::store(task.part.output + r * head + d + j * W, sum[r][j]);
   }
 
   // c[r][j] = sum over k of a[r * lda + k] * b[j * b_vector + k * b_step], in ascending k, for a
@@ -242,12 +244,13 @@ class FloatKernels {
 template <class V>
 const AttentionKernels& float_kernels(Element element) {
   using K = FloatKernels<V>;
-  static constexpr AttentionKernels kFloat{K::pack_queries, K::template pack_tile<float>,
-                                           K::attend, K::template attend_unpacked<float>, K::fold,
-                                           nullptr};
-  static constexpr AttentionKernels kInt8{K::pack_queries, K::template pack_tile<std::int8_t>,
-                                          K::attend, K::template attend_unpacked<std::int8_t>,
-                                          K::fold, nullptr};
+  static constexpr AttentionKernels kFloat{4, kMaxHeadSize, K::pack_queries,
+                                           K::template pack_tile<float>, K::attend,
+                                           K::template attend_unpacked<float>, K::fold, nullptr};
+  static constexpr AttentionKernels kInt8{4, kMaxHeadSize, K::pack_queries,
+                                          K::template pack_tile<std::int8_t>, K::attend,
+                                          K::template attend_unpacked<std::int8_t>, K::fold,
+                                          nullptr};
   return element == Element::kFloat ? kFloat : kInt8;
 }
 

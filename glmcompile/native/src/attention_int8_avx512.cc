@@ -3,8 +3,8 @@
 // vpdpbusd multiplies groups of four unsigned with four signed bytes and adds them to int32,
 // exactly. Keys and values are int8 and enter as they are. A query is rounded to int8 with a scale
 // of its own and stored 128 too high; its sums start at -128 times the sum of the key's channels to
-// make up for it. Probabilities are relative to the largest of the row in the tile, in steps of
-// 1 / 255, and the sum that divides them is that of the rounded ones.
+// make up for it. The most probable key of a row in the tile gets 255, the others integers relative
+// to it, and the sum that divides them is that of the rounded ones.
 //
 // Packed keys: [key / 16][channel / 4][16 keys][4 channels]; packed values: [key / 4][padded_head]
 // [4 keys], groups of four keys in the order that narrowing leaves probabilities in (see
@@ -41,14 +41,16 @@ inline __attribute__((always_inline)) __m512i add_products(__m512i sum, __m512i 
   return sum;
 }
 
-// 2^-(t / 2048) * 32767 for int16 t >= 0; relative error below 2e-4.
+// 2^-(t / 2048) * kExp2One for int16 t from -1024 on, 0 for -32768; relative error below 2e-4.
+// The polynomial takes the distance to the nearest power of two.
+constexpr short kExp2One = 23144;
 inline __m512i exp2_int16(__m512i t) {
-  const __m512i f = _mm512_and_si512(_mm512_slli_epi16(t, 4), _mm512_set1_epi16(0x7ff0));
-  __m512i p = _mm512_mulhrs_epi16(f, _mm512_set1_epi16(-1298));
-  p = _mm512_add_epi16(p, _mm512_set1_epi16(7575));
-  p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(-22662));
-  p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(32767));
-  return _mm512_srlv_epi16(p, _mm512_srli_epi16(t, 11));
+  const __m512i f = _mm512_slli_epi16(t, 5), power = _mm512_mulhrs_epi16(t, _mm512_set1_epi16(16));
+  __m512i p = _mm512_mulhrs_epi16(f, _mm512_set1_epi16(-157));
+  p = _mm512_add_epi16(p, _mm512_set1_epi16(1404));
+  p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(-8025));
+  p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(kExp2One));
+  return _mm512_srlv_epi16(p, power);
 }
 
 // Where packed values hold keys [4 * group, 4 * group + 4): packing instructions interleave the
@@ -71,9 +73,10 @@ class Int8Kernels {
         V::store(query + d, x);
         largest = _mm512_max_ps(largest, _mm512_abs_ps(x));
       }
-      const float top = V::reduce_max(largest);
+      // Not 0, and its inverse not infinite.
+      const float top = V::reduce_max(_mm512_max_ps(largest, V::set(1e-30f)));
       packed.scale[r] = top / kLargest;
-      const __m512 factor = V::set(top > 0 ? kLargest / top : 0.0f);
+      const __m512 factor = V::set(kLargest / top);
       for (int d = 0; d < head; d += W) {
         const __m512i x = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(query + d), factor));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(out + d),
@@ -89,27 +92,21 @@ class Int8Kernels {
   }
 
   static void attend(const AttendTile& task) {
-    const int head = padded_head(task.head_size);
-    int from = kKeyTile, to = 0;
-    for (int r = 0; r < task.rows; ++r) {
-      if (task.begin[r] >= task.end[r]) continue;
-      from = task.begin[r] < from ? task.begin[r] : from;
-      to = task.end[r] > to ? task.end[r] : to;
+    const KeyRange keys = key_range(task);
+    score(task, keys.from, keys.to);
+    weigh_and_fold(task, keys, [&](const float* old, const float* fresh) {
+      mix(task, keys.from / kBlock * kBlock, whole_blocks(keys.to), old, fresh);
+    });
+  }
+
+  static void attend_unpacked(const AttendTile& task, const void* const* keys,
+                              const void* const* values) {
+    switch (task.rows) {
+      case 1: return attend_few<1>(task, keys, values);
+      case 2: return attend_few<2>(task, keys, values);
+      case 3: return attend_few<3>(task, keys, values);
+      default: return attend_few<4>(task, keys, values);
     }
-    const int first = from / W * W, last = (to + W - 1) / W * W;
-    const std::int32_t* keys =
-        static_cast<const std::int32_t*>(task.tile.keys) + static_cast<long>(first) * (head / 4);
-    const float* query_scale = task.queries.scale;
-    product(static_cast<const std::int32_t*>(task.queries.rows), head, keys, W * (head / 4), W,
-            task.tile.key_sum + first, task.scratch + first, kKeyTile, task.rows,
-            (last - first) / W, head / 4, [&](int row) { return query_scale[row]; });
-    from = from / kBlock * kBlock;
-    to = (to + kBlock - 1) / kBlock * kBlock;
-    for (int r = 0; r < task.rows; ++r) softmax(task, r, from, to);
-    const std::int32_t* values = static_cast<const std::int32_t*>(task.tile.values);
-    product(reinterpret_cast<const std::int32_t*>(task.scratch) + from / 4, kKeyTile,
-            values + static_cast<long>(from / 4) * head, W, head, nullptr, task.output, head,
-            task.rows, head / W, (to - from) / 4, [](int) { return kUnit; });
   }
 
   static void fold(int rows, int head, SoftmaxState tile, SoftmaxState state) {
@@ -143,7 +140,52 @@ class Int8Kernels {
   }
 
  private:
-  static constexpr float kUnit = 1.0f / 255;  // of probabilities
+  static constexpr float kLog2Of255 = 7.9943534f;
+
+  struct KeyRange {
+    int from, to;
+  };
+
+  // The keys any row attends, widened to whole vectors.
+  static KeyRange key_range(const AttendTile& task) {
+    int from = kKeyTile, to = 0;
+    for (int r = 0; r < task.rows; ++r) {
+      if (task.begin[r] >= task.end[r]) continue;
+      from = task.begin[r] < from ? task.begin[r] : from;
+      to = task.end[r] > to ? task.end[r] : to;
+    }
+    return {from / W * W, (to + W - 1) / W * W};
+  }
+
+  static int whole_blocks(int keys) { return (keys + kBlock - 1) / kBlock * kBlock; }
+
+  // Loads 64 channels from d of sixteen keys and leaves groups of four of them, all keys a vector.
+  static inline __attribute__((always_inline)) void load_keys(const void* const* rows, int d,
+                                                              int head_size, __m512* groups) {
+    for (int i = 0; i < W; ++i)
+      groups[i] = _mm512_castsi512_ps(load_bytes(rows[i], d, head_size));
+    V::transpose(groups);
+  }
+
+  // Loads 64 channels from d of four values; vectors of sixteen channels with all four keys.
+  static inline __attribute__((always_inline)) void load_values(const void* const* rows, int d,
+                                                                int head_size, __m512i* out) {
+    // With its dwords in this order, unpacking within 128-bit lanes leaves channels in order.
+    const __m512i order =
+        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i row[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+      row[i] = _mm512_permutexvar_epi32(order, load_bytes(rows[i], d, head_size));
+    const __m512i a = _mm512_unpacklo_epi8(row[0], row[1]);
+    const __m512i b = _mm512_unpackhi_epi8(row[0], row[1]);
+    const __m512i c = _mm512_unpacklo_epi8(row[2], row[3]);
+    const __m512i e = _mm512_unpackhi_epi8(row[2], row[3]);
+    out[0] = _mm512_unpacklo_epi16(a, c);
+    out[1] = _mm512_unpackhi_epi16(a, c);
+    out[2] = _mm512_unpacklo_epi16(b, e);
+    out[3] = _mm512_unpackhi_epi16(b, e);
+  }
 
   static void pack_keys(const void* const* rows, int count, int head_size, PackedTile packed) {
     const int head = padded_head(head_size);
@@ -153,88 +195,205 @@ class Int8Kernels {
       __m512i sum = _mm512_setzero_si512();
       for (int d = 0; d < head; d += 64) {
         __m512 block[W];
-        for (int i = 0; i < W; ++i)
-          block[i] = _mm512_castsi512_ps(load_bytes(rows[key + i], d, head_size));
-        V::transpose(block);
+        load_keys(rows + key, d, head_size, block);
         const int groups = head - d < 64 ? (head - d) / 4 : W;
         for (int i = 0; i < groups; ++i, out += W) {
           V::store(out, block[i]);
           sum = add_products(sum, ones, _mm512_castps_si512(block[i]));
         }
       }
-      _mm512_storeu_si512(packed.key_sum + key, _mm512_mullo_epi32(sum, _mm512_set1_epi32(-128)));
+      _mm512_storeu_si512(packed.key_sum + key, query_offset(sum));
     }
+  }
+
+  // What the 128 that are added to queries make of the sum of a key's channels.
+  static __m512i query_offset(__m512i key_sum) {
+    return _mm512_mullo_epi32(key_sum, _mm512_set1_epi32(-128));
   }
 
   static void pack_values(const void* const* rows, int count, int head_size, char* packed) {
     const int head = padded_head(head_size);
-    // With its dwords in this order, unpacking within 128-bit lanes leaves channels in order.
-    const __m512i order =
-        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    for (int key = 0; key < (count + kBlock - 1) / kBlock * kBlock; key += 4) {
+    for (int key = 0; key < whole_blocks(count); key += 4) {
       char* out = packed + static_cast<long>(value_group(key / 4)) * head * 4;
       for (int d = 0; d < head; d += 64) {
-        __m512i row[4];
-        for (int i = 0; i < 4; ++i)
-          row[i] = key < count ? _mm512_permutexvar_epi32(
-                                     order, load_bytes(rows[key + i], d, head_size))
-                               : _mm512_setzero_si512();
-        const __m512i a = _mm512_unpacklo_epi8(row[0], row[1]);
-        const __m512i b = _mm512_unpackhi_epi8(row[0], row[1]);
-        const __m512i c = _mm512_unpacklo_epi8(row[2], row[3]);
-        const __m512i e = _mm512_unpackhi_epi8(row[2], row[3]);
-        _mm512_storeu_si512(out + 4 * d, _mm512_unpacklo_epi16(a, c));
-        _mm512_storeu_si512(out + 4 * d + 64, _mm512_unpackhi_epi16(a, c));
+        __m512i block[4] = {};
+        if (key < count) load_values(rows + key, d, head_size, block);
+        _mm512_storeu_si512(out + 4 * d, block[0]);
+        _mm512_storeu_si512(out + 4 * d + 64, block[1]);
         if (head - d < 64) break;
-        _mm512_storeu_si512(out + 4 * d + 128, _mm512_unpacklo_epi16(b, e));
-        _mm512_storeu_si512(out + 4 * d + 192, _mm512_unpackhi_epi16(b, e));
+        _mm512_storeu_si512(out + 4 * d + 128, block[2]);
+        _mm512_storeu_si512(out + 4 * d + 192, block[3]);
       }
     }
   }
 
-  // Turns row r of scores into bytes, over the scores already read.
-  static void softmax(const AttendTile& task, int r, int from, int to) {
-    float* scores = task.scratch + r * kKeyTile;
-    const float top = mask_scores<V>(scores, from, to, task.begin[r], task.end[r], task.bias,
-                                     task.softcap);
-    task.max[r] = top;
-    char* out = reinterpret_cast<char*>(scores);
-    __m512i sum = _mm512_setzero_si512();
-    // Distances from the maximum in steps of 1 / 2048; what is farther than 16 gets no weight.
-    const __m512 step = V::set(-2048), shift = V::set(top * 2048), limit = V::set(32767);
-    const __m512i ones = _mm512_set1_epi8(1), full = _mm512_set1_epi16(255);
-    auto distance = [&](int key) {
-      const __m512 x = _mm512_fmadd_ps(V::load(scores + key), step, shift);
-      return _mm512_cvtps_epi32(_mm512_min_ps(x, limit));
-    };
-    for (int key = from; key < to; key += kBlock) {
-      if (top == kMinusInfinity) {
-        _mm512_storeu_si512(out + key, sum);
-        continue;
+  // The results of `attend`, without packed keys and values in between.
+  template <int R>
+  static void attend_few(const AttendTile& task, const void* const* key_rows,
+                         const void* const* value_rows) {
+    const KeyRange keys = key_range(task);
+    for (int key = keys.from; key < keys.to; key += W) score_few<R>(task, key_rows + key, key);
+    weigh_and_fold(task, keys, [&](const float* old, const float* fresh) {
+      for (int d = 0; d < task.head_size; d += 64)
+        mix_few<R>(task, value_rows, keys, d, old, fresh);
+    });
+  }
+
+  template <int R>
+  static void score_few(const AttendTile& task, const void* const* rows, int key) {
+    __m512i sum[R], key_sum = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) sum[r] = _mm512_setzero_si512();
+    const int head = padded_head(task.head_size);
+    const std::int32_t* queries = static_cast<const std::int32_t*>(task.queries.rows);
+    for (int d = 0; d < head; d += 64) {
+      __m512 block[W];
+      load_keys(rows, d, task.head_size, block);
+      // Beyond the head keys are zero, and rows of queries are longer than their bytes.
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) {
+        const __m512i right = _mm512_castps_si512(block[i]);
+        key_sum = add_products(key_sum, _mm512_set1_epi8(1), right);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+          sum[r] = add_products(sum[r], _mm512_set1_epi32(queries[r * head + d / 4 + i]), right);
       }
-      const __m512i a = exp2_int16(_mm512_packs_epi32(distance(key), distance(key + W)));
-      const __m512i b =
-          exp2_int16(_mm512_packs_epi32(distance(key + 2 * W), distance(key + 3 * W)));
-      const __m512i p =
-          _mm512_packus_epi16(_mm512_mulhrs_epi16(a, full), _mm512_mulhrs_epi16(b, full));
+    }
+    const __m512i start = query_offset(key_sum);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+      V::store(task.scratch + r * kKeyTile + key,
+               _mm512_cvtepi32_ps(_mm512_add_epi32(sum[r], start)));
+  }
+
+  // Folds the products of probabilities and 64 channels of values, from d.
+  template <int R>
+  static void mix_few(const AttendTile& task, const void* const* rows, KeyRange keys, int d,
+                      const float* old, const float* fresh) {
+    const std::int32_t* weights = reinterpret_cast<const std::int32_t*>(task.scratch);
+    __m512i sum[R][4];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) sum[r][j] = _mm512_setzero_si512();
+    for (int key = keys.from; key < keys.to; key += 4) {
+      __m512i right[4];
+      load_values(rows + key, d, task.head_size, right);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const __m512i left = _mm512_set1_epi32(weights[r * kKeyTile + value_group(key / 4)]);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) sum[r][j] = add_products(sum[r][j], left, right[j]);
+      }
+    }
+    const int left = (padded_head(task.head_size) - d) / W;
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j)
+        if (j < left) fold_products(task, r, d / W + j, sum[r][j], old[r], fresh[r]);
+  }
+
+  static inline __attribute__((always_inline)) void fold_products(const AttendTile& task, int row,
+                                                                  int vector, __m512i sum,
+                                                                  float old, float fresh) {
+    float* out = task.state.output + static_cast<long>(row) * padded_head(task.head_size) +
+                 vector * W;
+    V::store(out, fold_vector<V>(V::load(out), _mm512_cvtepi32_ps(sum), V::set(old),
+                                 V::set(fresh)));
+  }
+
+  // Turns scores of `keys` into probabilities, and folds those and what `mix` makes of them.
+  template <class Mix>
+  static void weigh_and_fold(const AttendTile& task, KeyRange keys, const Mix& mix) {
+    alignas(64) float top[kRowBlock], sum[kRowBlock], old[kRowBlock], fresh[kRowBlock];
+    softmax(task, keys.from / kBlock * kBlock, whole_blocks(keys.to), top, sum);
+    fold_factors<V>(task.rows, top, task.state.max, old, fresh);
+    fold_sums(task.rows, top, sum, old, fresh, task.state);
+    mix(old, fresh);
+  }
+
+  // Scores of keys [first, last), in units of the queries' scales.
+  static void score(const AttendTile& task, int first, int last) {
+    const int head = padded_head(task.head_size);
+    const std::int32_t* start = task.tile.key_sum + first;
+    float* scores = task.scratch + first;
+    product(static_cast<const std::int32_t*>(task.queries.rows), head,
+            static_cast<const std::int32_t*>(task.tile.keys) + static_cast<long>(first) * head / 4,
+            W * (head / 4), W, task.rows, (last - first) / W, head / 4,
+            [=](int vector) { return _mm512_loadu_si512(start + vector * W); },
+            [=](int row, int vector, __m512i sum) {
+              V::store(scores + row * kKeyTile + vector * W, _mm512_cvtepi32_ps(sum));
+            });
+  }
+
+  // Turns scores of keys [from, to) into bytes, over the scores already read. top: in the base-2
+  // domain, of a probability of 1; sum: of the bytes.
+  static void softmax(const AttendTile& task, int from, int to, float* top, float* sum) {
+    const float* unit = task.queries.scale;
+    for (int r = 0; r < task.rows; ++r)
+      top[r] = mask_scores<V>(task.scratch + r * kKeyTile, from, to, task.begin[r], task.end[r],
+                              task.bias, task.softcap / unit[r]);
+    for (int r = 0; r < task.rows; ++r) {
+      sum[r] = probabilities(task.scratch + r * kKeyTile, from, to, top[r], unit[r]);
+      top[r] = top[r] * unit[r] - kLog2Of255;
+    }
+  }
+
+  static float probabilities(float* scores, int from, int to, float top, float unit) {
+    constexpr float kSteps = 2048;  // of a power of two
+    // The distance of a masked score, or of all scores where top is -inf, is infinite or not a
+    // number: either converts to the smallest integer, and gets no weight.
+    const __m512 step = V::set(-kSteps * unit), shift = V::set(kSteps * unit * top);
+    auto weights = [&](int key) {
+      auto distance = [&](int at) {
+        return _mm512_cvtps_epi32(_mm512_fmadd_ps(V::load(scores + at), step, shift));
+      };
+      const __m512i p = exp2_int16(_mm512_packs_epi32(distance(key), distance(key + W)));
+      return _mm512_mulhrs_epi16(p, _mm512_set1_epi16((255 * 32768 + kExp2One / 2) / kExp2One));
+    };
+    char* out = reinterpret_cast<char*>(scores);
+    const __m512i ones = _mm512_set1_epi8(1);
+    __m512i sum = _mm512_setzero_si512();
+    for (int key = from; key < to; key += kBlock) {
+      const __m512i p = _mm512_packus_epi16(weights(key), weights(key + 2 * W));
       _mm512_storeu_si512(out + key, p);
       sum = add_products(sum, p, ones);
     }
-    task.sum[r] = static_cast<float>(_mm512_reduce_add_epi32(sum)) * kUnit;
+    return static_cast<float>(_mm512_reduce_add_epi32(sum));
   }
 
-  // c[r][j] = scale(r) * (start[j] + sum over groups k of a[r * lda + k] . b[j * b_vector + k *
-  // b_step]) for a block of R rows and N vectors; a start of null is 0.
-  template <int R, int N, class Scale>
+  // Folds the products of probabilities and values of keys [from, to) into the output.
+  static void mix(const AttendTile& task, int from, int to, const float* old,
+                  const float* fresh) {
+    const int head = padded_head(task.head_size);
+    float* output = task.state.output;
+    product(reinterpret_cast<const std::int32_t*>(task.scratch) + from / 4, kKeyTile,
+            static_cast<const std::int32_t*>(task.tile.values) + static_cast<long>(from) * head / 4,
+            W, head, task.rows, head / W, (to - from) / 4,
+            [](int) { return _mm512_setzero_si512(); },
+            [=](int row, int vector, __m512i sum) {
+              float* out = output + static_cast<long>(row) * head + vector * W;
+              V::store(out, fold_vector<V>(V::load(out), _mm512_cvtepi32_ps(sum), V::set(old[row]),
+                                           V::set(fresh[row])));
+            });
+  }
+
+  // store(r, j, start(j) + sum over groups k of a[r * lda + k] . b[j * b_vector + k * b_step]) for
+  // a block of R rows from `row` and N vectors from `vector`.
+  template <int R, int N, class Start, class Store>
   static void block(const std::int32_t* a, int lda, const std::int32_t* b, int b_vector,
-                    int b_step, const std::int32_t* start, float* c, int ldc, int depth, int row,
-                    const Scale& scale) {
+                    int b_step, int row, int vector, int depth, const Start& start,
+                    const Store& store) {
+    a += row * lda;
+    b += vector * b_vector;
     __m512i sum[R][N];  // in registers only once every loop over it is unrolled
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
+    for (int j = 0; j < N; ++j) {
+      sum[0][j] = start(vector + j);
 #pragma GCC unroll 8
-      for (int j = 0; j < N; ++j)
-        sum[r][j] = start == nullptr ? _mm512_setzero_si512() : _mm512_loadu_si512(start + j * W);
+      for (int r = 1; r < R; ++r) sum[r][j] = sum[0][j];
+    }
     for (int k = 0; k < depth; ++k, b += b_step) {
       __m512i right[N];
 #pragma GCC unroll 8
@@ -247,23 +406,20 @@ class Int8Kernels {
       }
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const __m512 factor = V::set(scale(row + r));
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-      for (int j = 0; j < N; ++j)
-        V::store(c + r * ldc + j * W, _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r][j]), factor));
-    }
+      for (int j = 0; j < N; ++j) store(row + r, vector + j, sum[r][j]);
   }
 
-  template <int N, class Scale>
+  template <int N, class Start, class Store>
   static void columns(const std::int32_t* a, int lda, const std::int32_t* b, int b_vector,
-                      int b_step, const std::int32_t* start, float* c, int ldc, int rows,
-                      int depth, const Scale& scale) {
+                      int b_step, int rows, int vector, int depth, const Start& start,
+                      const Store& store) {
     constexpr int R = V::kRows;
     int row = 0;
     auto rows_left = [&](auto count) {
-      block<decltype(count)::value, N>(a + row * lda, lda, b, b_vector, b_step, start,
-                                       c + row * ldc, ldc, depth, row, scale);
+      block<decltype(count)::value, N>(a, lda, b, b_vector, b_step, row, vector, depth, start,
+                                       store);
     };
     for (; row + R <= rows; row += R) rows_left(Count<R>());
     switch (rows - row) {
@@ -276,19 +432,16 @@ class Int8Kernels {
     }
   }
 
-  template <class Scale>
+  template <class Start, class Store>
   static void product(const std::int32_t* a, int lda, const std::int32_t* b, int b_vector,
-                      int b_step, const std::int32_t* start, float* c, int ldc, int rows,
-                      int vectors, int depth, const Scale& scale) {
+                      int b_step, int rows, int vectors, int depth, const Start& start,
+                      const Store& store) {
     constexpr int N = V::kVectors;
-    auto start_at = [&](int j) { return start == nullptr ? nullptr : start + j * W; };
-    int j = 0;
-    for (; j + N <= vectors; j += N)
-      columns<N>(a, lda, b + j * b_vector, b_vector, b_step, start_at(j), c + j * W, ldc, rows,
-                 depth, scale);
-    for (; j < vectors; ++j)
-      columns<1>(a, lda, b + j * b_vector, b_vector, b_step, start_at(j), c + j * W, ldc, rows,
-                 depth, scale);
+    int vector = 0;
+    for (; vector + N <= vectors; vector += N)
+      columns<N>(a, lda, b, b_vector, b_step, rows, vector, depth, start, store);
+    for (; vector < vectors; ++vector)
+      columns<1>(a, lda, b, b_vector, b_step, rows, vector, depth, start, store);
   }
 
   template <int N>
@@ -301,10 +454,10 @@ class Int8Kernels {
 
 const AttentionKernels& attention_int8_avx512(Element element) {
   using K = Int8Kernels;
-  static constexpr AttentionKernels kInt8{K::pack_queries, K::pack_tile, K::attend, nullptr,
-                                          K::fold, nullptr};
-  static constexpr AttentionKernels kFloat{K::pack_queries, K::pack_tile, K::attend, nullptr,
-                                           K::fold, K::quantize};
+  static constexpr AttentionKernels kInt8{1, 64, K::pack_queries, K::pack_tile, K::attend,
+                                          K::attend_unpacked, K::fold, nullptr};
+  static constexpr AttentionKernels kFloat{1, 0, K::pack_queries, K::pack_tile, K::attend,
+                                           nullptr, K::fold, K::quantize};
   return element == Element::kFloat ? kFloat : kInt8;
 }
 

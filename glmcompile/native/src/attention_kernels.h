@@ -34,14 +34,21 @@ enum class Precision {
 
 // A packed tile of keys and values, in the layout of the table that packed it.
 struct PackedTile {
-  void* keys;             // kKeyTile * padded_head * 4 bytes
-  void* values;           // kKeyTile * padded_head * 4 bytes
+  void* keys;             // kKeyTile * padded_head * packed_size bytes
+  void* values;           // kKeyTile * padded_head * packed_size bytes
   std::int32_t* key_sum;  // [kKeyTile]; integers only
 };
 
 struct PackedQueries {
   void* rows;    // rows * padded_head * 4 bytes
   float* scale;  // [rows]; integers only
+};
+
+// Running state of rows over the tiles folded so far; starts as -inf, 0, 0.
+struct SoftmaxState {
+  float* max;     // [rows], read in whole vectors
+  float* sum;     // [rows]
+  float* output;  // [rows, padded_head]
 };
 
 struct AttendTile {
@@ -54,20 +61,13 @@ struct AttendTile {
   const float* bias;  // [kKeyTile] 0 or -inf (unmapped page), or null
   float softcap;      // in the base-2 domain; 0 = none
   float* scratch;     // [kRowBlock, kKeyTile] float
-  // Results relative to the tile's own maximum; -inf, 0, 0 for a row that attends no key.
-  float* max;     // [rows]
-  float* sum;     // [rows]
-  float* output;  // [rows, padded_head]
-};
-
-// Running state of rows over the tiles folded so far; starts as -inf, 0, 0.
-struct SoftmaxState {
-  float* max;
-  float* sum;
-  float* output;  // [rows, padded_head]
+  SoftmaxState part;  // of kRowBlock rows, for results that still have to be folded
+  SoftmaxState state;
 };
 
 struct AttentionKernels {
+  int packed_size;         // bytes of a packed key's or value's channel
+  int unpacked_head_size;  // largest head for which attend_unpacked pays; 0 = there is none
   // rows: `count` pointers to head_size floats, written padded_head apart;
   // channel_scale: [head_size] multipliers.
   void (*pack_queries)(const float* const* rows, int count, int head_size,
@@ -75,11 +75,12 @@ struct AttentionKernels {
   // key_rows, value_rows: `count` pointers to head_size elements; count is a multiple of 32.
   void (*pack_tile)(const void* const* key_rows, const void* const* value_rows, int count,
                     int head_size, PackedTile packed);
+  // Folds a packed tile into the state of its rows.
   void (*attend)(const AttendTile& task);
-  // The same result straight from pack_tile's arguments, for decode: at most kFewRows rows. Null
-  // where packing costs less than it saves.
+  // The same result straight from pack_tile's arguments, for decode: at most kFewRows rows.
   void (*attend_unpacked)(const AttendTile& task, const void* const* key_rows,
                           const void* const* value_rows);
+  // Folds tiles that were attended apart, each from a state of its own.
   void (*fold)(int rows, int padded_head, SoftmaxState tile, SoftmaxState state);
   // Rounds float keys or values of one head of a segment, `count` rows `stride` apart in both
   // arrays, to int8 with one scale per channel; centered, after moving each channel's range

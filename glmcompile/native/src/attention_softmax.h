@@ -45,12 +45,12 @@ inline float mask_scores(float* scores, int from, int to, int begin, int end, co
                          float cap) {
   constexpr int kWidth = V::kWidth;
   typename V::F top = V::set(kMinusInfinity);
+  if (cap == 0 && bias == nullptr && from >= begin && to <= end) {
+    for (int key = from; key < to; key += kWidth) top = V::max(top, V::load(scores + key));
+    return V::reduce_max(top);
+  }
   for (int key = from; key < to; key += kWidth) {
     typename V::F s = V::load(scores + key);
-    if (cap == 0 && bias == nullptr && key >= begin && key + kWidth <= end) {
-      top = V::max(top, s);
-      continue;
-    }
     if (cap > 0) s = soft_cap<V>(s, cap);
     if (bias != nullptr) s = V::add(s, V::load(bias + key));
     if (key < begin || key + kWidth > end) {
@@ -85,34 +85,51 @@ inline void softmax_row(float* scores, int from, int to, int begin, int end, con
   *sum = V::reduce_add(total);
 }
 
+// What the state and a tile are multiplied with when they are folded, by row, in whole vectors. A
+// tile without keys leaves the state as it is.
+template <class V>
+inline void fold_factors(int rows, const float* tile_max, const float* state_max, float* old,
+                         float* fresh) {
+  const typename V::F lowest = V::set(-0x1p100f);  // -inf is at no distance from itself
+  for (int r = 0; r < rows; r += V::kWidth) {
+    const typename V::F a = V::max(V::load(state_max + r), lowest);
+    const typename V::F b = V::max(V::load(tile_max + r), lowest);
+    const typename V::F top = V::max(a, b);
+    V::store(old + r, exp2<V>(V::sub(a, top)));
+    V::store(fresh + r, exp2<V>(V::sub(b, top)));
+  }
+}
+
+inline void fold_sums(int rows, const float* tile_max, const float* tile_sum, const float* old,
+                      const float* fresh, SoftmaxState state) {
+  for (int r = 0; r < rows; ++r) {
+    state.max[r] = tile_max[r] > state.max[r] ? tile_max[r] : state.max[r];
+    state.sum[r] = state.sum[r] * old[r] + tile_sum[r] * fresh[r];
+  }
+}
+
+template <class V>
+inline typename V::F fold_vector(typename V::F state, typename V::F tile, typename V::F old,
+                                 typename V::F fresh) {
+  return V::fma(tile, fresh, V::mul(state, old));
+}
+
 template <class V>
 void fold_tile(int rows, int head, SoftmaxState tile, SoftmaxState state) {
-  // The factors of many rows at once: one row's would be waited for.
-  constexpr int kRows = 32;
+  constexpr int kRows = 32;  // whose factors are computed together: one row's would be waited for
   for (int first = 0; first < rows; first += kRows) {
     const int count = rows - first < kRows ? rows - first : kRows;
-    // 2^old and 2^fresh are the factors of the state and of the tile; -inf gives 0.
-    float old[kRows] = {}, fresh[kRows] = {};
+    alignas(64) float old[kRows], fresh[kRows];
+    fold_factors<V>(count, tile.max + first, state.max + first, old, fresh);
+    fold_sums(count, tile.max + first, tile.sum + first, old, fresh,
+              {state.max + first, state.sum + first, nullptr});
     for (int i = 0; i < count; ++i) {
-      const float a = state.max[first + i], b = tile.max[first + i], top = b > a ? b : a;
-      if (top == kMinusInfinity) continue;
-      old[i] = a - top;
-      fresh[i] = b - top;
-    }
-    for (int i = 0; i < count; i += V::kWidth) {
-      V::store(old + i, exp2<V>(V::load(old + i)));
-      V::store(fresh + i, exp2<V>(V::load(fresh + i)));
-    }
-    for (int i = 0; i < count; ++i) {
-      const int r = first + i;
-      if (tile.max[r] == kMinusInfinity) continue;
-      float* out = state.output + static_cast<long>(r) * head;
-      const float* in = tile.output + static_cast<long>(r) * head;
-      state.max[r] = tile.max[r] > state.max[r] ? tile.max[r] : state.max[r];
-      state.sum[r] = state.sum[r] * old[i] + tile.sum[r] * fresh[i];
+      if (tile.max[first + i] == kMinusInfinity) continue;
+      float* out = state.output + static_cast<long>(first + i) * head;
+      const float* in = tile.output + static_cast<long>(first + i) * head;
       const typename V::F a = V::set(old[i]), b = V::set(fresh[i]);
       for (int d = 0; d < head; d += V::kWidth)
-        V::store(out + d, V::fma(V::load(in + d), b, V::mul(V::load(out + d), a)));
+        V::store(out + d, fold_vector<V>(V::load(out + d), V::load(in + d), a, b));
     }
   }
 }
