@@ -21,7 +21,7 @@ from typing import Any
 from glmcompile.config import ModelConfig
 from glmcompile.errors import ArtifactError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 CHAT_TEMPLATE = "chat_template.jinja"
