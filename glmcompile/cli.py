@@ -236,6 +236,14 @@ def _write(file: Path, write: Callable[[Path], Any]) -> None:
         raise GlmcompileError(f"{file}: cannot be written ({error.strerror}).") from error
 
 
+class _Interrupt(KeyboardInterrupt):
+    """A KeyboardInterrupt that can be handled wherever it was raised.
+
+    Once KeyboardInterrupt itself has come out of `eval` or `exec` of a string, as torch and
+    transformers use them, CPython ends the process by SIGINT in place of its exit code.
+    """
+
+
 class _Progress:
     """Stages of long work as rich progress bars on stderr.
 
@@ -273,14 +281,14 @@ class _Progress:
     def stage(self, name: str, total: int | None = None) -> Callable[[int], None]:
         """See glmcompile.progress.Progress."""
         if self._interrupted:
-            raise KeyboardInterrupt
+            raise _Interrupt
         self._finish()
         task = self._task = self._bars.add_task(name, total=total)
         return lambda done: self._bars.update(task, completed=done)
 
     def _interrupt(self, number: int, frame: object) -> None:
         self._interrupted = True
-        raise KeyboardInterrupt
+        raise _Interrupt
 
     def _finish(self) -> None:
         if self._task is not None:

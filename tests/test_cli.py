@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -114,6 +115,24 @@ def test_an_altered_engine_is_refused(engine: Path, tmp_path: Path) -> None:
 
 def test_a_taken_output_is_refused(engine: Path, tiny_checkpoint: Callable[[str], Path]) -> None:
     refused(invoke("compile", tiny_checkpoint("llama"), "-o", engine), "already exists")
+
+
+def test_an_interrupt_inside_generated_code_exits_with_130(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys
+import glmcompile.compiler
+from glmcompile.cli import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+glmcompile.compiler.compile_checkpoint = lambda *arguments, **options: eval(
+    "os.kill(os.getpid(), signal.SIGINT)"
+)
+main(["compile", "checkpoint", "-o", sys.argv[1]])
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "engine")]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 130
+    assert process.stderr.endswith("interrupted; nothing was written.\n")
 
 
 @pytest.fixture
