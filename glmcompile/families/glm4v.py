@@ -14,6 +14,7 @@ from glmcompile.families.base import (
     ModulePaths,
     decoder_fields,
     image_processor_config,
+    vision_config,
 )
 from glmcompile.families.bicubic import patch_taps
 from glmcompile.families.mrope import frame_boundaries, mrope_positions, patch_positions
@@ -33,16 +34,12 @@ def read_config(config: Config, processor: Config, generation: Config) -> ModelC
         **decoder_fields(config, generation),
         position_axes=3,
         image_token_id=config["image_token_id"],
-        vision=VisionConfig(
-            patch_size=vision["patch_size"],
-            temporal_patch_size=vision["temporal_patch_size"],
-            merge_size=vision["spatial_merge_size"],
-            in_channels=vision["in_channels"],
+        vision=vision_config(
+            vision,
+            image_processor_config(processor, PROCESSOR_DEFAULTS),
+            width=vision["hidden_size"],
             output_size=vision["out_hidden_size"],
-            num_heads=vision["num_heads"],
-            head_size=vision["hidden_size"] // vision["num_heads"],
             position_grid=vision["image_size"] // vision["patch_size"],
-            processor=image_processor_config(processor, PROCESSOR_DEFAULTS),
         ),
     )
 
