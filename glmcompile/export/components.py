@@ -124,17 +124,22 @@ class _Component(nn.Module, abc.ABC):
 
 
 class VisionEncoder(_Component):
-    """pixel_values, cu_seqlens, position_ids[, position_cells, position_weights] -> image_features."""
+    """pixel_values, cu_seqlens, position_ids[, position_cells, position_weights] -> image_features.
+
+    The embeddings are handed cells and weights; grid_thw, which transformers finds them by, is not.
+    """
 
     def run(self, **inputs: torch.Tensor) -> torch.Tensor:
         assert self.modules_at.vision is not None
         visual = self.model.get_submodule(self.modules_at.vision)
         if "position_cells" in inputs:
             taps = inputs.pop("position_cells"), inputs.pop("position_weights")
-            visual.embeddings.forward = partial(_add_positions, visual.embeddings, taps)
+            embeddings = visual.get_submodule("embeddings")
+            embeddings.forward = partial(  # type: ignore[method-assign]
+                _add_positions, embeddings, taps
+            )
         pixel_values = inputs.pop("pixel_values")
-        # max_seqlen bounds a flash kernel's grid; the symbolic attention does not read it. What
-        # else the encoder takes from grid_thw is given.
+        # max_seqlen bounds a flash kernel's grid; the symbolic attention does not read it.
         return visual(pixel_values, grid_thw=None, max_seqlen=1, **inputs).pooler_output
 
 
