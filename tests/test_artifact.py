@@ -68,13 +68,39 @@ def test_a_newer_format_asks_for_an_upgrade(engine: Path) -> None:
         open_artifact(engine)
 
 
+def test_a_newer_format_may_have_other_fields(engine: Path) -> None:
+    (engine / MANIFEST).write_text('{"format_version": 99}')
+    with pytest.raises(ArtifactError, match=r"format 99.*upgrade"):
+        open_artifact(engine)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"required_cpu_features": None},
+        {"files": {"decoder.onnx": "x"}},
+        {"model": {**MODEL.to_json(), "family": "unknown"}},
+        {"format_version": "new"},
+    ],
+)
+def test_a_wrong_field_is_damage(engine: Path, change: dict[str, object]) -> None:
+    edit(engine, lambda manifest: manifest.update(change))
+    with pytest.raises(ArtifactError, match=r"manifest\.json: damaged"):
+        open_artifact(engine)
+
+
+def test_an_output_whose_name_is_too_long_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="cannot write there"), staged(tmp_path / ("x" * 300)):
+        pass
+
+
 def test_a_missing_cpu_feature_is_named(engine: Path) -> None:
     edit(engine, lambda manifest: manifest.update(required_cpu_features=["warp_drive"]))
     with pytest.raises(ArtifactError, match="warp_drive"):
         open_artifact(engine)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 2}'])
 def test_a_damaged_manifest_is_named(engine: Path, text: str) -> None:
     (engine / MANIFEST).write_text(text)
     with pytest.raises(ArtifactError, match=r"manifest\.json: damaged"):
