@@ -169,6 +169,10 @@ def test_unsupported_architecture_is_named_with_those_supported() -> None:
         family_for({"architectures": ["BertModel"]})
     with pytest.raises(UnsupportedArchitectureError, match="names no architecture"):
         family_for({})
+    with pytest.raises(UnsupportedArchitectureError, match="names no architecture"):
+        family_for({"architectures": "LlamaForCausalLM"})
+    with pytest.raises(UnsupportedArchitectureError, match="is not supported"):
+        family_for({"architectures": [["LlamaForCausalLM"]]})
 
 
 def test_sliding_window_is_refused() -> None:
