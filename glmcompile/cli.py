@@ -197,6 +197,11 @@ def bench(
 
     from glmcompile import bench as benchmark
 
+    if plot is not None and baseline is None:
+        raise GlmcompileError(f"{plot}: the picture compares two engines; give --baseline too.")
+    for file in (json_file, markdown, plot):
+        if file is not None:  # better now than after minutes of measuring
+            _write(file, _probe)
     with _Progress() as progress:
         result = benchmark.run(
             engine, baseline, quick=quick, samples=samples, threads=threads, progress=progress
@@ -233,7 +238,17 @@ def _write(file: Path, write: Callable[[Path], Any]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write(file)
     except OSError as error:
-        raise GlmcompileError(f"{file}: cannot be written ({error.strerror}).") from error
+        raise GlmcompileError(
+            f"{file}: cannot be written ({error.strerror}); choose another."
+        ) from error
+
+
+def _probe(file: Path) -> None:
+    """Open a file for writing and leave what there was."""
+    existed = file.exists()
+    file.open("ab").close()
+    if not existed:
+        file.unlink()
 
 
 class _Interrupt(KeyboardInterrupt):

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import glmcompile
+import glmcompile.bench
 from glmcompile.cli import main
 
 
@@ -82,6 +83,15 @@ def test_what_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
     refused(invoke("compile", tmp_path, "-o", tmp_path / "e"), "config.json")
 
 
+def test_a_tokenizer_no_engine_could_open_is_refused(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_checkpoint("llama"), tmp_path / "copy")
+    (tmp_path / "copy" / "tokenizer.json").write_text("{}")
+    refused(invoke("compile", tmp_path / "copy", "-o", tmp_path / "e"), "tokenizer.json")
+    assert not (tmp_path / "e").exists()
+
+
 def test_an_unsupported_architecture_lists_the_supported_ones(tmp_path: Path) -> None:
     config = {"architectures": ["FancyForCausalLM"], "model_type": "fancy"}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -133,6 +143,22 @@ main(["compile", "checkpoint", "-o", sys.argv[1]])
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 130
     assert process.stderr.endswith("interrupted; nothing was written.\n")
+
+
+@pytest.mark.parametrize("option", ["--json", "--markdown", "--plot"])
+def test_bench_refuses_an_unwritable_file_before_it_measures(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setattr(
+        glmcompile.bench, "run", lambda *arguments, **options: pytest.fail("measured")
+    )
+    (tmp_path / "file").touch()
+    file = tmp_path / "file" / "figures"
+    refused(invoke("bench", engine, "--baseline", engine, option, file), str(file), "cannot be")
+
+
+def test_a_picture_needs_a_baseline(engine: Path, tmp_path: Path) -> None:
+    refused(invoke("bench", engine, "--plot", tmp_path / "plot.png"), "--baseline")
 
 
 @pytest.fixture
