@@ -135,9 +135,7 @@ class VisionEncoder(_Component):
         if "position_cells" in inputs:
             taps = inputs.pop("position_cells"), inputs.pop("position_weights")
             embeddings = visual.get_submodule("embeddings")
-            embeddings.forward = partial(  # type: ignore[method-assign]
-                _add_positions, embeddings, taps
-            )
+            embeddings.forward = partial(_add_positions, embeddings, taps)
         pixel_values = inputs.pop("pixel_values")
         # max_seqlen bounds a flash kernel's grid; the symbolic attention does not read it.
         return visual(pixel_values, grid_thw=None, max_seqlen=1, **inputs).pooler_output
