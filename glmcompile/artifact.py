@@ -167,10 +167,11 @@ def sha256(file: Path) -> str:
 
 def _check_fields(manifest: dict[str, Any]) -> None:
     """Reads what opening an engine reads. Raises the error of the first field that is not right."""
-    supported()[ModelConfig.from_json(manifest["model"]).family]
+    family = supported()[ModelConfig.from_json(manifest["model"]).family]
     set(manifest["required_cpu_features"])
-    for entry in manifest["files"].values():
-        int(entry["bytes"]), str(entry["sha256"])
+    files = manifest["files"]
+    for name in (*files, *(f"{component}.onnx" for component in family.components)):
+        int(files[name]["bytes"]), str(files[name]["sha256"])
 
 
 def _check_file(file: Path, entry: dict[str, Any], verify: bool) -> None:

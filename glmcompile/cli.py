@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from glmcompile.errors import GlmcompileError
+from glmcompile.errors import GlmcompileError, InputError
 
 ENGINE = click.argument("engine", type=click.Path(path_type=Path))
 THREADS = click.option(
@@ -143,7 +143,7 @@ def run(
     """
     import glmcompile
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _read_stdin() if prompt == "-" else prompt
     parts: Any = [{"type": "image", "image": image} for image in images]
     content = [*parts, {"type": "text", "text": text}] if images else text
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
@@ -231,6 +231,13 @@ def inspect(engine: Path, as_json: bool) -> None:
     from glmcompile.report import describe
 
     Console().print(describe(artifact))
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InputError(f"stdin: the prompt is not UTF-8 text ({error}); convert it.") from error
 
 
 def _write(file: Path, write: Callable[[Path], Any]) -> None:

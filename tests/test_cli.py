@@ -56,6 +56,10 @@ def test_run_reads_the_prompt_from_stdin_and_reports_counts(engine: Path) -> Non
     assert json.loads(result.stderr)["usage"]["completion_tokens"] <= 3
 
 
+def test_a_prompt_that_is_no_text_is_refused(engine: Path) -> None:
+    refused(invoke("run", engine, "--prompt", "-", input=b"\xff\xfe"), "stdin", "UTF-8")
+
+
 def test_inspect_names_family_files_and_parity(engine: Path) -> None:
     text = invoke("inspect", engine).output
     for word in ("glm4v", "fp32", "weights.bin", "vision_encoder"):
