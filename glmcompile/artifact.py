@@ -20,8 +20,9 @@ from typing import Any
 
 from glmcompile.config import ModelConfig
 from glmcompile.errors import ArtifactError
+from glmcompile.families import supported
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -76,8 +77,9 @@ def open_artifact(path: str | Path, verify: bool = True) -> Artifact:
         raise ArtifactError(f"{path}: not an engine, {MANIFEST} is missing; {hint}")
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        version, files = manifest["format_version"], manifest["files"]
-        ModelConfig.from_json(manifest["model"])
+        version = int(manifest["format_version"])
+        if version == FORMAT_VERSION:  # another version may have other fields
+            _check_fields(manifest)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"{manifest_path}: damaged ({error!r}); compile the checkpoint again."
@@ -92,7 +94,7 @@ def open_artifact(path: str | Path, verify: bool = True) -> Artifact:
             )
         )
     _check_cpu(path, manifest["required_cpu_features"])
-    for name, entry in files.items():
+    for name, entry in manifest["files"].items():
         _check_file(path / name, entry, verify)
     return Artifact(path, manifest)
 
@@ -105,17 +107,14 @@ def staged(output: str | Path, overwrite: bool = False) -> Iterator[Path]:
     Raises ArtifactError when `output` is taken or cannot be written, or the disk is full.
     """
     output = Path(output)
-    taken = output.exists() and (not output.is_dir() or any(output.iterdir()))
-    if taken and not (overwrite and (output / MANIFEST).is_file()):
-        raise ArtifactError(
-            f"{output}: already exists; choose another output"
-            + (" or pass --overwrite." if (output / MANIFEST).is_file() else ".")
-        )
     try:
+        _check_free(output, overwrite)
         output.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     except OSError as error:
-        raise ArtifactError(f"{output}: cannot write there ({error.strerror}).") from error
+        raise ArtifactError(
+            f"{output}: cannot write there ({error.strerror}); choose another output."
+        ) from error
     try:
         stage.chmod(0o755)
         yield stage
@@ -132,6 +131,17 @@ def staged(output: str | Path, overwrite: bool = False) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _check_free(output: Path, overwrite: bool) -> None:
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    replaceable = (output / MANIFEST).is_file()
+    if not (overwrite and replaceable):
+        raise ArtifactError(
+            f"{output}: already exists; choose another output"
+            + (" or pass --overwrite." if replaceable else ".")
+        )
 
 
 def write_manifest(stage: Path, model: ModelConfig, record: dict[str, Any]) -> None:
@@ -153,6 +163,15 @@ def write_manifest(stage: Path, model: ModelConfig, record: dict[str, Any]) -> N
 def sha256(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_fields(manifest: dict[str, Any]) -> None:
+    """Reads what opening an engine reads. Raises the error of the first field that is not right."""
+    family = supported()[ModelConfig.from_json(manifest["model"]).family]
+    set(manifest["required_cpu_features"])
+    files = manifest["files"]
+    for name in (*files, *(f"{component}.onnx" for component in family.components)):
+        int(files[name]["bytes"]), str(files[name]["sha256"])
 
 
 def _check_file(file: Path, entry: dict[str, Any], verify: bool) -> None:

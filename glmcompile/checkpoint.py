@@ -131,18 +131,23 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     config_json = _read_json(directory / "config.json")
     family, architecture = family_for(config_json), config_json["architectures"][0]
     if config_json.get("quantization_config"):
-        method = config_json["quantization_config"].get("quant_method", "unknown")
+        settings = config_json["quantization_config"]
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings
         raise CheckpointError(
             f"{directory} holds weights already quantized ({method}); "
             "give the original checkpoint in bfloat16, float16 or float32"
         )
     _read_json(directory / "tokenizer.json")
     config = _load_config(directory, architecture)
-    model = family.model_config(
-        config.to_dict(),
-        _processor_config(directory) if family.modules.vision else None,
-        _read_json(directory / "generation_config.json", optional=True),
-    )
+    processor = _processor_config(directory) if family.modules.vision else None
+    generation = _read_json(directory / "generation_config.json", optional=True)
+    try:
+        model = family.model_config(config.to_dict(), processor, generation)
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{directory}: its configuration files do not describe a {architecture} ({error!r}); "
+            "fetch config.json, preprocessor_config.json and generation_config.json again"
+        ) from error
     parameters, tied = _locate_parameters(directory, architecture, config)
     return Checkpoint(directory, family, architecture, config, model, parameters, tied)
 
@@ -169,7 +174,8 @@ def _load_config(directory: Path, architecture: str) -> transformers.PreTrainedC
         config = config_class.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # transformers raises many kinds for a bad field
         raise CheckpointError(
-            f"{directory / 'config.json'} does not describe a {architecture}: {error}"
+            f"{directory / 'config.json'} does not describe a {architecture}: "
+            f"{' '.join(str(error).split())}; fetch it again"
         ) from error
     return config
 

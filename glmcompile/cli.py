@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from glmcompile.errors import GlmcompileError
+from glmcompile.errors import GlmcompileError, InputError
 
 ENGINE = click.argument("engine", type=click.Path(path_type=Path))
 THREADS = click.option(
@@ -143,7 +143,7 @@ def run(
     """
     import glmcompile
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _read_stdin() if prompt == "-" else prompt
     parts: Any = [{"type": "image", "image": image} for image in images]
     content = [*parts, {"type": "text", "text": text}] if images else text
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
@@ -208,6 +208,11 @@ def bench(
 
     from glmcompile import bench as benchmark
 
+    if plot is not None and baseline is None:
+        raise GlmcompileError(f"{plot}: the picture compares two engines; give --baseline too.")
+    for file in (json_file, markdown, plot):
+        if file is not None:  # better now than after minutes of measuring
+            _write(file, _probe)
     with _Progress() as progress:
         result = benchmark.run(
             engine,
@@ -247,12 +252,37 @@ def inspect(engine: Path, as_json: bool) -> None:
     Console().print(describe(artifact))
 
 
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InputError(f"stdin: the prompt is not UTF-8 text ({error}); convert it.") from error
+
+
 def _write(file: Path, write: Callable[[Path], Any]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write(file)
     except OSError as error:
-        raise GlmcompileError(f"{file}: cannot be written ({error.strerror}).") from error
+        raise GlmcompileError(
+            f"{file}: cannot be written ({error.strerror}); choose another."
+        ) from error
+
+
+def _probe(file: Path) -> None:
+    """Open a file for writing and leave what there was."""
+    existed = file.exists()
+    file.open("ab").close()
+    if not existed:
+        file.unlink()
+
+
+class _Interrupt(KeyboardInterrupt):
+    """A KeyboardInterrupt that can be handled wherever it was raised.
+
+    Once KeyboardInterrupt itself has come out of `eval` or `exec` of a string, as torch and
+    transformers use them, CPython ends the process by SIGINT in place of its exit code.
+    """
 
 
 class _Progress:
@@ -292,14 +322,14 @@ class _Progress:
     def stage(self, name: str, total: int | None = None) -> Callable[[int], None]:
         """See glmcompile.progress.Progress."""
         if self._interrupted:
-            raise KeyboardInterrupt
+            raise _Interrupt
         self._finish()
         task = self._task = self._bars.add_task(name, total=total)
         return lambda done: self._bars.update(task, completed=done)
 
     def _interrupt(self, number: int, frame: object) -> None:
         self._interrupted = True
-        raise KeyboardInterrupt
+        raise _Interrupt
 
     def _finish(self) -> None:
         if self._task is not None:

@@ -25,6 +25,7 @@ from glmcompile.passes import simplify
 from glmcompile.progress import Progress, Silent
 from glmcompile.quantize.graph import quantize_models
 from glmcompile.quantize.schemes import DEFAULT_RECIPE, Float32, Recipe, load_recipe
+from glmcompile.runtime.prompt import PromptBuilder
 from glmcompile.targets.cpu.lower import lower
 
 PRECISIONS = ("int8", "fp32")
@@ -65,6 +66,7 @@ def compile_checkpoint(
     plan = _plan(precision, recipe, kv_dtype)
     with staged(output, overwrite) as stage:
         source = open_checkpoint(checkpoint)
+        PromptBuilder(source.path, source.family)  # refuses what the engine could not open
         _copy_tokenizer(source, stage)
         models = _export(source, progress)
         record: dict[str, Any] = {"precision": precision, "target": target}

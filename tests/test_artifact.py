@@ -22,7 +22,8 @@ def engine(tmp_path: Path) -> Path:
     """A directory with the layout of an engine; its graphs are never run here."""
     output = tmp_path / "engine"
     with staged(output) as stage:
-        (stage / "decoder.onnx").write_bytes(b"graph")
+        for component in ("decoder", "embedding"):
+            (stage / f"{component}.onnx").write_bytes(b"graph")
         (stage / "weights.bin").write_bytes(bytes(range(256)) * 16)
         write_manifest(stage, MODEL, {"precision": "int8", "required_cpu_features": []})
     return output
@@ -38,8 +39,8 @@ def test_an_engine_opens_with_its_model(engine: Path) -> None:
     artifact = open_artifact(engine)
     assert isinstance(artifact, Artifact)
     assert artifact.model == MODEL
-    assert artifact.components == ("decoder",)
-    assert artifact.size == 5 + 4096
+    assert artifact.components == ("embedding", "decoder")
+    assert artifact.size == 2 * 5 + 4096
 
 
 def test_a_missing_file_is_named(engine: Path) -> None:
@@ -68,13 +69,40 @@ def test_a_newer_format_asks_for_an_upgrade(engine: Path) -> None:
         open_artifact(engine)
 
 
+def test_a_newer_format_may_have_other_fields(engine: Path) -> None:
+    (engine / MANIFEST).write_text('{"format_version": 99}')
+    with pytest.raises(ArtifactError, match=r"format 99.*upgrade"):
+        open_artifact(engine)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"required_cpu_features": None},
+        {"files": {"decoder.onnx": "x"}},
+        {"files": {}},
+        {"model": {**MODEL.to_json(), "family": "unknown"}},
+        {"format_version": "new"},
+    ],
+)
+def test_a_wrong_field_is_damage(engine: Path, change: dict[str, object]) -> None:
+    edit(engine, lambda manifest: manifest.update(change))
+    with pytest.raises(ArtifactError, match=r"manifest\.json: damaged"):
+        open_artifact(engine)
+
+
+def test_an_output_whose_name_is_too_long_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="cannot write there"), staged(tmp_path / ("x" * 300)):
+        pass
+
+
 def test_a_missing_cpu_feature_is_named(engine: Path) -> None:
     edit(engine, lambda manifest: manifest.update(required_cpu_features=["warp_drive"]))
     with pytest.raises(ArtifactError, match="warp_drive"):
         open_artifact(engine)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 2}'])
 def test_a_damaged_manifest_is_named(engine: Path, text: str) -> None:
     (engine / MANIFEST).write_text(text)
     with pytest.raises(ArtifactError, match=r"manifest\.json: damaged"):
@@ -121,7 +149,7 @@ def test_an_engine_is_replaced_only_on_request(engine: Path) -> None:
         raise RuntimeError
     assert (engine / MANIFEST).read_bytes() == before
     with staged(engine, overwrite=True) as stage:
-        shutil.copyfile(engine / "weights.bin", stage / "weights.bin")
+        shutil.copytree(engine, stage, dirs_exist_ok=True)
         write_manifest(stage, MODEL, {"precision": "fp32", "required_cpu_features": []})
     assert open_artifact(engine).manifest["precision"] == "fp32"
 

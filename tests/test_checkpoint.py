@@ -151,6 +151,15 @@ def test_configuration_with_a_field_of_the_wrong_type(llama: Path) -> None:
         open_checkpoint(llama)
 
 
+def test_settings_that_describe_no_model(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint("glm4v"), tmp_path / "copy"))
+    (copy / "preprocessor_config.json").write_text('{"size": [1, 2]}')
+    with pytest.raises(CheckpointError, match=r"do not describe a Glm4vForConditionalGeneration"):
+        open_checkpoint(copy)
+
+
 def test_unsupported_architecture_is_named(llama: Path) -> None:
     edit_json(llama / "config.json", architectures=["MambaForCausalLM"])
     with pytest.raises(UnsupportedArchitectureError, match=r"MambaForCausalLM.*LlamaForCausalLM"):
@@ -221,8 +230,9 @@ def test_tensor_of_the_wrong_shape(llama: Path) -> None:
         open_checkpoint(llama)
 
 
-def test_quantized_checkpoint_is_refused(llama: Path) -> None:
-    edit_json(llama / "config.json", quantization_config={"quant_method": "gptq"})
+@pytest.mark.parametrize("settings", [{"quant_method": "gptq"}, "gptq"])
+def test_quantized_checkpoint_is_refused(llama: Path, settings: object) -> None:
+    edit_json(llama / "config.json", quantization_config=settings)
     with pytest.raises(CheckpointError, match=r"already quantized \(gptq\)"):
         open_checkpoint(llama)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import glmcompile
+import glmcompile.bench
 from glmcompile.cli import main
 
 
@@ -54,6 +56,10 @@ def test_run_reads_the_prompt_from_stdin_and_reports_counts(engine: Path) -> Non
     assert json.loads(result.stderr)["usage"]["completion_tokens"] <= 3
 
 
+def test_a_prompt_that_is_no_text_is_refused(engine: Path) -> None:
+    refused(invoke("run", engine, "--prompt", "-", input=b"\xff\xfe"), "stdin", "UTF-8")
+
+
 def test_inspect_names_family_files_and_parity(engine: Path) -> None:
     text = invoke("inspect", engine).output
     for word in ("glm4v", "fp32", "weights.bin", "vision_encoder"):
@@ -79,6 +85,15 @@ def refused(result: Result, *words: str) -> None:
 def test_what_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
     refused(invoke("compile", tmp_path / "gone", "-o", tmp_path / "e"), "gone")
     refused(invoke("compile", tmp_path, "-o", tmp_path / "e"), "config.json")
+
+
+def test_a_tokenizer_no_engine_could_open_is_refused(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_checkpoint("llama"), tmp_path / "copy")
+    (tmp_path / "copy" / "tokenizer.json").write_text("{}")
+    refused(invoke("compile", tmp_path / "copy", "-o", tmp_path / "e"), "tokenizer.json")
+    assert not (tmp_path / "e").exists()
 
 
 def test_an_unsupported_architecture_lists_the_supported_ones(tmp_path: Path) -> None:
@@ -114,6 +129,40 @@ def test_an_altered_engine_is_refused(engine: Path, tmp_path: Path) -> None:
 
 def test_a_taken_output_is_refused(engine: Path, tiny_checkpoint: Callable[[str], Path]) -> None:
     refused(invoke("compile", tiny_checkpoint("llama"), "-o", engine), "already exists")
+
+
+def test_an_interrupt_inside_generated_code_exits_with_130(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys
+import glmcompile.compiler
+from glmcompile.cli import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+glmcompile.compiler.compile_checkpoint = lambda *arguments, **options: eval(
+    "os.kill(os.getpid(), signal.SIGINT)"
+)
+main(["compile", "checkpoint", "-o", sys.argv[1]])
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "engine")]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 130
+    assert process.stderr.endswith("interrupted; nothing was written.\n")
+
+
+@pytest.mark.parametrize("option", ["--json", "--markdown", "--plot"])
+def test_bench_refuses_an_unwritable_file_before_it_measures(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setattr(
+        glmcompile.bench, "run", lambda *arguments, **options: pytest.fail("measured")
+    )
+    (tmp_path / "file").touch()
+    file = tmp_path / "file" / "figures"
+    refused(invoke("bench", engine, "--baseline", engine, option, file), str(file), "cannot be")
+
+
+def test_a_picture_needs_a_baseline(engine: Path, tmp_path: Path) -> None:
+    refused(invoke("bench", engine, "--plot", tmp_path / "plot.png"), "--baseline")
 
 
 @pytest.fixture

@@ -18,11 +18,9 @@ from PIL import Image
 
 import glmcompile
 from glmcompile.artifact import MANIFEST, open_artifact
-from glmcompile.calibrate.collect import SampleEncoder
-from glmcompile.calibrate.samples import CalibrationSample
 from glmcompile.compiler import compile_checkpoint
 from glmcompile.errors import CalibrationError, GlmcompileError
-from glmcompile.runtime.teacher_forcing import TeacherForcing
+from glmcompile.runtime.teacher_forcing import AnswerEncoder, TeacherForcing
 from tests.engines import TinyEngine
 
 Engines = Callable[[str, str], Path]
@@ -56,8 +54,9 @@ def test_int8_logits_stay_near_float32(engines: Engines, family: str) -> None:
     fp32, int8 = engines(family, "fp32"), engines(family, "int8")
     model = open_artifact(fp32).model
     images = (Image.effect_mandelbrot((84, 112), (-2, -1, 1, 1), 50).convert("RGB"),)
-    sample = CalibrationSample("What is this?", "A set.", images if model.vision else ())
-    token_ids, processed = SampleEncoder(fp32, model)(sample)
+    token_ids, processed, _ = AnswerEncoder(fp32, model)(
+        "What is this?", "A set.", images if model.vision else ()
+    )
     expected = TeacherForcing(fp32, model)(token_ids, processed)["logits"]
     actual = TeacherForcing(int8, model)(token_ids, processed)["logits"]
     assert np.corrcoef(expected.ravel(), actual.ravel())[0, 1] > 0.98

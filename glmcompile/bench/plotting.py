@@ -51,7 +51,7 @@ def plot(result: dict[str, Any], path: str | Path) -> None:
     machine = result["machine"]
     caption = f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']} kernels"
     figure.supxlabel(caption, fontsize=8)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")
 
 
 def _ratios(axes: Axes, result: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from glmcompile.errors import InputError
 from glmcompile.evaluate import intervals, metrics
 from glmcompile.evaluate.samples import (
-    AnswerEncoder,
     EvaluationSample,
     bundled_samples,
     user_samples,
@@ -21,10 +20,12 @@ from glmcompile.evaluate.samples import (
 from glmcompile.progress import Progress, Silent
 from glmcompile.runtime.engine import Engine
 from glmcompile.runtime.sequence import SamplingParams
-from glmcompile.runtime.teacher_forcing import TeacherForcing
+from glmcompile.runtime.teacher_forcing import AnswerEncoder, TeacherForcing
 
 # Longest answer waited for, over twice the longest expected one.
 _ANSWER_TOKENS = 64
+# Plain text is cut here: attention over more says little about quantization and costs much.
+_TEXT_TOKENS = 1024
 # Samples that are prepared and answered together.
 _BATCH = 16
 
@@ -138,7 +139,7 @@ def _teacher_forcing(
 ) -> dict[str, Any]:
     """Perplexity and, against a baseline, top-1 agreement and KL over the known answers' tokens."""
     name, other = labels(engine, baseline)
-    encode = AnswerEncoder(engine)
+    encode = AnswerEncoder(engine.path, engine.model)
     model = TeacherForcing(engine.path, engine.model, engine.options.threads)
     reference = (
         TeacherForcing(baseline.path, baseline.model, baseline.options.threads)
@@ -149,7 +150,9 @@ def _teacher_forcing(
     scores: list[metrics.TokenScores] = []
     reference_nll: list[NDArray[np.float64]] = []
     for index, sample in enumerate(samples, 1):
-        token_ids, images, first = encode(sample)
+        token_ids, images, first = encode(sample.prompt, sample.answer, sample.images)
+        if not sample.prompt and not sample.images:
+            token_ids = token_ids[:_TEXT_TOKENS]
         rows = range(first - 1, len(token_ids) - 1)
         targets = np.asarray(token_ids[first:], np.int64)
         logits = model(token_ids, images, rows)["logits"]

@@ -10,13 +10,6 @@ from typing import Any
 
 from glmcompile.calibrate.samples import folder_samples
 from glmcompile.errors import InputError
-from glmcompile.families import supported
-from glmcompile.runtime.engine import Engine
-from glmcompile.runtime.image_processor import ProcessedImage
-from glmcompile.runtime.input_processor import InputProcessor, Prompt
-
-# Plain text is cut here: attention over more says little about quantization and costs much.
-_TEXT_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -69,28 +62,3 @@ def user_samples(folder: str | Path, count: int) -> Iterator[EvaluationSample]:
 
 def _equal(expected: str, answer: str) -> bool:
     return answer.strip() == expected.strip()
-
-
-class AnswerEncoder:
-    """Samples to tokens through an engine's own prompt and image processing."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._inputs = InputProcessor(engine.path, supported()[engine.model.family], engine.model)
-        self._limit = engine.model.context_length
-
-    def __call__(self, sample: EvaluationSample) -> tuple[list[int], list[ProcessedImage], int]:
-        """Token ids of prompt and answer, the images, and where the predicted tokens begin.
-
-        Of plain text every token but the first is predicted.
-        Raises InputError for what the engine would refuse.
-        """
-        prompts = self._inputs.prompts
-        if not sample.prompt and not sample.images:
-            ids = prompts.encode(sample.answer, from_template=False)
-            if len(ids) < 2:
-                raise InputError(f"the text {sample.answer!r} has nothing to predict; leave it out")
-            return ids[: min(self._limit, _TEXT_TOKENS)], [], 1
-        ready = self._inputs(Prompt(prompt=sample.prompt, images=sample.images))
-        answer = prompts.tokenizer.encode(sample.answer, add_special_tokens=False).ids
-        ids = (ready.token_ids + answer)[: self._limit]
-        return ids, [span.image for span in ready.images], len(ready.token_ids)

@@ -28,6 +28,7 @@ def simplify(model: ir.Model) -> None:
         optimizer.remove_unused_nodes(model)
         rewriter.rewrite(model)
         optimizer.optimize_ir(model, num_iterations=1)
+        RemoveNoOps()(model)  # the rewrites join reshapes, some to nothing
     finally:
         log.setLevel(level)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.export import Dim
 from glmcompile.config import ModelConfig
 from glmcompile.export.attention import PagedCache
 from glmcompile.families import Family
+from glmcompile.families.bicubic import TAPS as POSITION_TAPS
 
 # Sizes of the traced example. Distinct, and above 1, so that no dimension is taken for a constant
 # or for another one.
@@ -31,10 +33,9 @@ class Signature:
     outputs: tuple[str, ...]
 
 
-TRACED = {"patches", "segments", "segments_plus_1", "tokens", "image_tokens", "rows"}
+TRACED = {"patches", "segments_plus_1", "tokens", "image_tokens", "rows"}
 EXAMPLE_SIZES = {
     "patches": PATCHES,
-    "segments": SEQUENCES,
     "segments_plus_1": SEQUENCES + 1,
     "tokens": TOKENS,
     "image_tokens": IMAGE_TOKENS,
@@ -60,7 +61,8 @@ def signature(family: Family, model: ModelConfig, component: str) -> Signature:
             "position_ids": (torch.int64, ("patches", 2)),
         }
         if vision.position_grid is not None:
-            inputs["grid_thw"] = (torch.int64, ("segments", 3))
+            inputs["position_cells"] = (torch.int64, ("patches", POSITION_TAPS))
+            inputs["position_weights"] = (torch.float32, ("patches", POSITION_TAPS))
         return Signature(inputs, ("image_features",))
     if component == "embedding":
         inputs = {"input_ids": (torch.int64, ("tokens",))}
@@ -122,14 +124,38 @@ class _Component(nn.Module, abc.ABC):
 
 
 class VisionEncoder(_Component):
-    """pixel_values, cu_seqlens, position_ids[, grid_thw] -> image_features."""
+    """pixel_values, cu_seqlens, position_ids[, position_cells, position_weights] -> image_features.
+
+    The embeddings are handed cells and weights; grid_thw, which transformers finds them by, is not.
+    """
 
     def run(self, **inputs: torch.Tensor) -> torch.Tensor:
         assert self.modules_at.vision is not None
         visual = self.model.get_submodule(self.modules_at.vision)
-        pixel_values, grid_thw = inputs.pop("pixel_values"), inputs.pop("grid_thw", None)
+        if "position_cells" in inputs:
+            taps = inputs.pop("position_cells"), inputs.pop("position_weights")
+            embeddings = visual.get_submodule("embeddings")
+            embeddings.forward = partial(_add_positions, embeddings, taps)
+        pixel_values = inputs.pop("pixel_values")
         # max_seqlen bounds a flash kernel's grid; the symbolic attention does not read it.
-        return visual(pixel_values, grid_thw=grid_thw, max_seqlen=1, **inputs).pooler_output
+        return visual(pixel_values, grid_thw=None, max_seqlen=1, **inputs).pooler_output
+
+
+def _add_positions(
+    embeddings: nn.Module,
+    taps: tuple[torch.Tensor, torch.Tensor],
+    hidden_states: torch.Tensor,
+    *places: Any,
+) -> torch.Tensor:
+    """Adds the position embedding resampled to the image's grid: its cells, weighed."""
+    table = embeddings.get_parameter("position_embedding.weight")
+    return hidden_states + torch.onnx.ops.symbolic(
+        "com.glmcompile::EmbeddingBag",
+        (table, *taps),
+        dtype=hidden_states.dtype,
+        shape=hidden_states.shape,
+        version=1,
+    )
 
 
 class Embedding(_Component):

@@ -77,16 +77,16 @@ def _one_window(conv: ir.Node, x: ir.Value, kernel: tuple[int, ...]) -> bool:
 
 def _as_rows(graph: ir.Graph, before: ir.Node, x: ir.Value, width: int) -> ir.Value:
     """x as [windows, width]: what it was reshaped from if that is such rows, else reshaped."""
+    windows = x.shape[0] if x.shape is not None else None
     source = x.producer()
     if source is not None and source.op_type == "Reshape" and source.inputs[0] is not None:
-        unshaped = source.inputs[0].shape
-        if unshaped is not None and len(unshaped) == 2 and unshaped[1] == width:
-            return source.inputs[0]
+        x = source.inputs[0]
+    if x.shape is not None and len(x.shape) == 2 and x.shape[1] == width:
+        return x
     target = ir.node("Constant", [], {"value": ir.tensor(np.array([-1, width], np.int64))})
     reshape = ir.node("Reshape", [x, target.outputs[0]])
     reshape.outputs[0].type = x.type
-    leading = x.shape[0] if x.shape is not None else None
-    reshape.outputs[0].shape = ir.Shape([leading, width])
+    reshape.outputs[0].shape = ir.Shape([windows, width])
     graph.insert_before(before, [target, reshape])
     return reshape.outputs[0]
 

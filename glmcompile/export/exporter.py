@@ -27,7 +27,6 @@ from glmcompile.export.components import (
     signature,
 )
 from glmcompile.export.convolution import ConvolutionToLinear
-from glmcompile.export.grid_sample import GridSampleToMatMul
 from glmcompile.export.linear import CanonicalizeLinear
 from glmcompile.export.skeleton import build_skeleton
 from glmcompile.export.weights import bind_weights
@@ -54,7 +53,6 @@ def export_component(checkpoint: Checkpoint, component: str) -> ir.Model:
     NameDimensions({name: shape for name, (_, shape) in spec.inputs.items()})(model)
     bind_weights(model, checkpoint, component)
     ConvolutionToLinear()(model)
-    GridSampleToMatMul()(model)
     RemoveUnusedNodesPass()(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     CommonSubexpressionEliminationPass()(model)

@@ -27,11 +27,11 @@ def family_for(config_json: Mapping[str, Any]) -> Family:
     architectures = config_json.get("architectures") or ()
     by_architecture = {name: family for family in _FAMILIES for name in family.architectures}
     known = ", ".join(sorted(by_architecture))
-    if not architectures:
+    if not isinstance(architectures, list | tuple) or not architectures:
         raise UnsupportedArchitectureError(
             f"config.json names no architecture; expected `architectures` to hold one of: {known}"
         )
-    if architectures[0] not in by_architecture:
+    if str(architectures[0]) not in by_architecture:
         raise UnsupportedArchitectureError(
             f"architecture {architectures[0]} is not supported; supported: {known}"
         )

@@ -142,6 +142,31 @@ def eos_token_ids(config: Config, generation: Config) -> tuple[int, ...]:
     return ()
 
 
+def vision_config(
+    vision: Config,
+    processor: ImageProcessorConfig,
+    *,
+    width: int,
+    output_size: int,
+    position_grid: int | None = None,
+) -> VisionConfig:
+    """A vision encoder by the names its fields have in config.json's `vision_config`.
+
+    width, output_size: channels inside and of an image feature, whose names differ by family.
+    """
+    return VisionConfig(
+        patch_size=vision["patch_size"],
+        temporal_patch_size=vision["temporal_patch_size"],
+        merge_size=vision["spatial_merge_size"],
+        in_channels=vision["in_channels"],
+        output_size=output_size,
+        num_heads=vision["num_heads"],
+        head_size=width // vision["num_heads"],
+        position_grid=position_grid,
+        processor=processor,
+    )
+
+
 def image_processor_config(
     processor: Config, defaults: ImageProcessorConfig
 ) -> ImageProcessorConfig:

@@ -14,7 +14,9 @@ from glmcompile.families.base import (
     ModulePaths,
     decoder_fields,
     image_processor_config,
+    vision_config,
 )
+from glmcompile.families.bicubic import patch_taps
 from glmcompile.families.mrope import frame_boundaries, mrope_positions, patch_positions
 from glmcompile.families.qwen2_vl import CLIP_MEAN, CLIP_STD
 from glmcompile.families.resize import fit_pixels
@@ -32,32 +34,28 @@ def read_config(config: Config, processor: Config, generation: Config) -> ModelC
         **decoder_fields(config, generation),
         position_axes=3,
         image_token_id=config["image_token_id"],
-        vision=VisionConfig(
-            patch_size=vision["patch_size"],
-            temporal_patch_size=vision["temporal_patch_size"],
-            merge_size=vision["spatial_merge_size"],
-            in_channels=vision["in_channels"],
+        vision=vision_config(
+            vision,
+            image_processor_config(processor, PROCESSOR_DEFAULTS),
+            width=vision["hidden_size"],
             output_size=vision["out_hidden_size"],
-            num_heads=vision["num_heads"],
-            head_size=vision["hidden_size"] // vision["num_heads"],
             position_grid=vision["image_size"] // vision["patch_size"],
-            processor=image_processor_config(processor, PROCESSOR_DEFAULTS),
         ),
     )
 
 
 def vision_inputs(grid_thw: NDArray[np.int64], vision: VisionConfig) -> dict[str, NDArray[Any]]:
-    """position_ids int64 [patches, 2], cu_seqlens int32 [frames + 1], grid_thw int64 [frames, 3].
-
-    The encoder resamples its position embedding to the grid of the frame each patch lies in, so
-    grid_thw has one row per frame here.
+    """position_ids int64 [patches, 2], cu_seqlens int32 [frames + 1], and what each patch takes of
+    the position embedding: position_cells int64 and position_weights float32 [patches, 16].
     """
-    frames = np.repeat(grid_thw, grid_thw[:, 0], axis=0).astype(np.int64)
-    frames[:, 0] = 1
+    assert vision.position_grid is not None
+    positions = patch_positions(grid_thw, vision)
+    cells, weights = patch_taps(grid_thw, positions, vision.position_grid)
     return {
-        "position_ids": patch_positions(grid_thw, vision),
+        "position_ids": positions,
         "cu_seqlens": frame_boundaries(grid_thw),
-        "grid_thw": frames,
+        "position_cells": cells,
+        "position_weights": weights,
     }
 
 

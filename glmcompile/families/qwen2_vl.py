@@ -16,6 +16,7 @@ from glmcompile.families.base import (
     decoder_fields,
     image_processor_config,
     text_config,
+    vision_config,
 )
 from glmcompile.families.mrope import frame_boundaries, mrope_positions, patch_positions
 from glmcompile.families.resize import fit_pixels
@@ -40,16 +41,11 @@ def read_config(config: Config, processor: Config, generation: Config) -> ModelC
         **decoder_fields(config, generation),
         position_axes=3,
         image_token_id=config["image_token_id"],
-        vision=VisionConfig(
-            patch_size=vision["patch_size"],
-            temporal_patch_size=vision["temporal_patch_size"],
-            merge_size=vision["spatial_merge_size"],
-            in_channels=vision["in_channels"],
+        vision=vision_config(
+            vision,
+            image_processor_config(processor, PROCESSOR_DEFAULTS),
+            width=vision["embed_dim"],
             output_size=vision["hidden_size"],
-            num_heads=vision["num_heads"],
-            head_size=vision["embed_dim"] // vision["num_heads"],
-            position_grid=None,
-            processor=image_processor_config(processor, PROCESSOR_DEFAULTS),
         ),
     )
 

@@ -13,7 +13,9 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from glmcompile.passes.matching import (
+    constant,
     describe,
+    integer,
     last_axis_slice,
     producer,
     replace,
@@ -153,11 +155,34 @@ def _table(
         node = base.producer()
         assert node is not None and node.graph is not None
         tape = ir.tape.Tape(node.graph)
-        start, stop, step = (0, match.dim, 2) if match.interleaved else (0, match.dim // 2, 1)
-        bounds = [_integers(tape, [each]) for each in (start, stop, -1, step)]
-        half = tape.op("Slice", [base, *bounds])
+        half = None if match.interleaved else _first_half(node)
+        if half is None:
+            start, stop, step = (0, match.dim, 2) if match.interleaved else (0, match.dim // 2, 1)
+            bounds = [_integers(tape, [each]) for each in (start, stop, -1, step)]
+            half = tape.op("Slice", [base, *bounds])
         tables[key] = _reshape(tape, half, [1, -1, match.dim // 2])
     return tables[key]
+
+
+def _first_half(table: ir.Node) -> ir.Value | None:
+    """What Concat repeats to make a table, up to its shape; None for a table made otherwise.
+
+    Vision encoders join the angles of rows and columns, which lie in order already.
+    """
+    if table.op_type != "Concat" or len(table.inputs) != 2 or len({*table.inputs}) != 1:
+        return None
+    half = table.inputs[0]
+    join = producer(half, "Concat")
+    if half is None or join is None or integer(join, "axis", 0) != -1:
+        return half
+    cuts = [producer(part, "Gather") for part in join.inputs]
+    sources = {cut.inputs[0] for cut in cuts if cut is not None and integer(cut, "axis", 0) == 1}
+    source = sources.pop() if len(sources) == 1 else None
+    if source is None or source.shape is None or len(source.shape) != 3 or None in cuts:
+        return half
+    indices = [constant(cut.inputs[1]) for cut in cuts if cut is not None]
+    in_order = all(index is not None and index == place for place, index in enumerate(indices))
+    return source if in_order and len(cuts) == source.shape[1] else half
 
 
 def _integers(tape: ir.tape.Tape, numbers: list[int]) -> ir.Value:

@@ -99,6 +99,15 @@ def _recipe(path: Path, table: dict[str, Any]) -> Recipe:
             f"{path}: unknown table [{sorted(unknown)[0]}]; "
             "expected [calibration], [linear], [kv_cache] or [[override]]."
         )
+    for key, kind in (
+        ("calibration", dict),
+        ("linear", dict),
+        ("kv_cache", dict),
+        ("override", list),
+    ):
+        if not isinstance(table.get(key, kind()), kind):
+            form = f"[{key}]" if kind is dict else f"[[{key}]]"
+            raise CalibrationError(f"{path}: {key} = {table[key]!r}; expected a table {form}.")
     sampling = table.get("calibration", {})
     kv_dtype = table.get("kv_cache", {}).get("dtype", "int8")
     if kv_dtype not in KV_DTYPES:
@@ -107,7 +116,7 @@ def _recipe(path: Path, table: dict[str, Any]) -> Recipe:
         )
     overrides = []
     for entry in table.get("override", []):
-        rest = dict(entry)
+        rest = dict(entry) if isinstance(entry, dict) else {}
         pattern = rest.pop("layers", None)
         if not isinstance(pattern, str):
             raise CalibrationError(f'{path}: an [[override]] needs layers = "<name or wildcard>".')

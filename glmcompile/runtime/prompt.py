@@ -36,24 +36,20 @@ class PromptBuilder:
         try:
             self.tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
         except Exception as error:  # tokenizers raises bare Exception
-            raise ArtifactError(f"{directory / TOKENIZER}: not a tokenizer ({error})") from error
+            raise ArtifactError(
+                f"{directory / TOKENIZER}: not a tokenizer ({error}); fetch it again"
+            ) from error
         # The file may hold settings for training batches; a prompt is neither cut nor padded.
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self._special_ids = special_ids(self.tokenizer)
-        settings_file = directory / "tokenizer_config.json"
-        settings = json.loads(settings_file.read_text("utf-8")) if settings_file.is_file() else {}
-        self._special_tokens = {
-            f"{name}_token": _token_text(token)
-            for name in _NAMED_TOKENS
-            if (token := settings.get(f"{name}_token")) is not None
-        }
+        self._special_tokens, source = _settings(directory / "tokenizer_config.json")
         file = directory / CHAT_TEMPLATE
-        source = file.read_text("utf-8") if file.is_file() else settings.get("chat_template")
-        if isinstance(source, list):  # transformers 4 stored several templates by name
-            source = {entry["name"]: entry["template"] for entry in source}.get("default")
         try:
+            source = file.read_text("utf-8") if file.is_file() else source
             self._template = _environment().from_string(source) if source else None
+        except UnicodeDecodeError as error:
+            raise ArtifactError(f"{file}: not UTF-8 text ({error}); fetch it again") from error
         except jinja2.TemplateSyntaxError as error:
             raise ArtifactError(
                 f"{directory}: the chat template is not valid Jinja ({error}, line {error.lineno})"
@@ -190,6 +186,27 @@ class PromptBuilder:
                 raise InputError(f"{where}: an image part without an image, and none is left")
         sources.append(source)
         return shown
+
+
+def _settings(file: Path) -> tuple[dict[str, str], str | None]:
+    """The special tokens by the names templates use, and the chat template, where there are any."""
+    if not file.is_file():
+        return {}, None
+    try:
+        settings = json.loads(file.read_text("utf-8"))
+        tokens = {
+            f"{name}_token": _token_text(token)
+            for name in _NAMED_TOKENS
+            if (token := settings.get(f"{name}_token")) is not None
+        }
+        template = settings.get("chat_template")
+        if isinstance(template, list):  # transformers 4 stored several templates by name
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"{file}: not a tokenizer's settings ({error!r}); fetch it again"
+        ) from error
+    return tokens, template
 
 
 def _token_text(token: Any) -> str:

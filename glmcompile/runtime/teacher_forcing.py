@@ -11,12 +11,42 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from glmcompile.config import ModelConfig
+from glmcompile.errors import InputError
 from glmcompile.families import supported
 from glmcompile.runtime.image_processor import ProcessedImage
+from glmcompile.runtime.input_processor import InputProcessor, Prompt
 from glmcompile.runtime.model_runner import cache_dtype
 from glmcompile.targets.cpu import open_session
 
 BLOCK_SIZE = 32
+
+
+class AnswerEncoder:
+    """Prompts with known answers to tokens, through a directory's prompt and image processing."""
+
+    def __init__(self, directory: Path, model: ModelConfig) -> None:
+        self._inputs = InputProcessor(directory, supported()[model.family], model)
+        self._limit = model.context_length
+
+    def __call__(
+        self, prompt: str, answer: str, images: Sequence[Any] = ()
+    ) -> tuple[list[int], list[ProcessedImage], int]:
+        """Token ids of prompt and answer, the images, and where the predicted tokens begin.
+
+        Cut where the context ends. Without prompt and images the answer is plain text, of which
+        every token but the first is predicted.
+        Raises InputError for what an engine would refuse.
+        """
+        prompts = self._inputs.prompts
+        if not prompt and not images:
+            ids = prompts.encode(answer, from_template=False)
+            if len(ids) < 2:
+                raise InputError(f"the text {answer!r} has nothing to predict; leave it out")
+            return ids[: self._limit], [], 1
+        ready = self._inputs(Prompt(prompt=prompt, images=images))
+        # An engine, too, ends the prompt's last token before the answer begins.
+        ids = ready.token_ids + prompts.tokenizer.encode(answer, add_special_tokens=False).ids
+        return ids[: self._limit], [span.image for span in ready.images], len(ready.token_ids)
 
 
 class TeacherForcing:

@@ -6,11 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-import torch
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from glmcompile.export.cleanup import RemoveNoOps, StaticReshapes
-from glmcompile.export.grid_sample import GridSampleToMatMul
 from glmcompile.export.linear import CanonicalizeLinear
 from glmcompile.export.packed_projection import SplitPackedProjection
 
@@ -171,46 +169,3 @@ def test_packed_projection_is_split_without_transpose() -> None:
     expected = run(model.clone(), x=array)
     assert SplitPackedProjection()(model).modified
     np.testing.assert_array_equal(run(model, x=array), expected)
-
-
-@pytest.mark.parametrize("side", [4, 24])
-def test_grid_sample_of_a_table_equals_torch(side: int) -> None:
-    random = np.random.default_rng(0)
-    table = random.standard_normal((side * side, 16)).astype(np.float32)
-    points = random.uniform(-1, 1, (50, 2)).astype(np.float32)
-    points[:4] = [[-1, -1], [1, 1], [-1, 1], [0, 0]]
-    constants = [
-        weight("table", table),
-        weight("image_shape", np.array([side, side, 16])),
-        weight("first", np.array([0])),
-        weight("outer", np.array([0, 2])),
-        weight("last", np.array([-1])),
-    ]
-    matrix, image_shape, first, outer, last = constants
-    x = given("x", ["points", 2])
-    reshape = step("Reshape", [matrix, image_shape], [side, side, 16])
-    transpose = step("Transpose", [reshape.outputs[0]], [16, side, side], perm=[2, 0, 1])
-    image = step("Unsqueeze", [transpose.outputs[0], first], [1, 16, side, side])
-    grid = step("Unsqueeze", [x, outer], [1, "points", 1, 2])
-    sample = step(
-        "GridSample",
-        [image.outputs[0], grid.outputs[0]],
-        [1, 16, "points", 1],
-        mode="cubic",
-        padding_mode="border",
-        align_corners=0,
-    )
-    squeezed = step("Squeeze", [sample.outputs[0], first], [16, "points", 1])
-    flat = step("Squeeze", [squeezed.outputs[0], last], [16, "points"])
-    result = step("Transpose", [flat.outputs[0]], ["points", 16], perm=[1, 0])
-    nodes = [reshape, transpose, image, grid, sample, squeezed, flat, result]
-    model = model_of([x], nodes, constants)
-    assert GridSampleToMatMul()(model).modified
-    expected = torch.nn.functional.grid_sample(
-        torch.from_numpy(table).reshape(1, side, side, 16).permute(0, 3, 1, 2),
-        torch.from_numpy(points)[None, :, None],
-        mode="bicubic",
-        padding_mode="border",
-        align_corners=False,
-    )[0, :, :, 0].T
-    np.testing.assert_allclose(run(model, x=points), expected.numpy(), atol=2e-5)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers.models.glm4v.modeling_glm4v import Glm4vModel
+from transformers.models.glm4v.modeling_glm4v import Glm4vModel, Glm4vVisionEmbeddings
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
@@ -92,10 +92,29 @@ def test_vision_inputs_equal_transformers(name: str, grids: list[tuple[int, int,
     )
     np.testing.assert_array_equal(inputs["cu_seqlens"], get_vision_cu_seqlens(grid_thw).numpy())
     assert inputs["cu_seqlens"].dtype == np.int32
-    if name == "glm4v":
-        np.testing.assert_array_equal(
-            inputs["grid_thw"], [(1, h, w) for t, h, w in grids for _ in range(t)]
-        )
+
+
+@pytest.mark.parametrize("grids", [[(1, 4, 6)], [(1, 2, 2), (3, 4, 8), (1, 40, 30)]], ids=str)
+def test_position_taps_equal_transformers(grids: list[tuple[int, int, int]]) -> None:
+    family, model = family_and_model("glm4v")
+    assert family.vision_inputs is not None
+    inputs = {
+        name: torch.from_numpy(value)
+        for name, value in family.vision_inputs(np.array(grids), model.vision).items()
+    }
+    embeddings = Glm4vVisionEmbeddings(CONFIGS["glm4v"]().vision_config)
+    table = embeddings.position_embedding.weight
+    frames = torch.tensor([(1, rows, columns) for t, rows, columns in grids for _ in range(t)])
+    expected = embeddings(
+        torch.zeros(len(inputs["position_ids"]), table.shape[1]),
+        inputs["cu_seqlens"].diff(),
+        frames,
+        *inputs["position_ids"].T,
+    )
+    actual = torch.nn.functional.embedding_bag(
+        inputs["position_cells"], table, per_sample_weights=inputs["position_weights"], mode="sum"
+    )
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +169,10 @@ def test_unsupported_architecture_is_named_with_those_supported() -> None:
         family_for({"architectures": ["BertModel"]})
     with pytest.raises(UnsupportedArchitectureError, match="names no architecture"):
         family_for({})
+    with pytest.raises(UnsupportedArchitectureError, match="names no architecture"):
+        family_for({"architectures": "LlamaForCausalLM"})
+    with pytest.raises(UnsupportedArchitectureError, match="is not supported"):
+        family_for({"architectures": [["LlamaForCausalLM"]]})
 
 
 def test_sliding_window_is_refused() -> None:

@@ -48,6 +48,17 @@ def test_every_rotation_is_one_operator(
     assert counts["Neg"] == 0
 
 
+@pytest.mark.parametrize("family", ["glm4v", "qwen2_vl"])
+def test_vision_encoders_read_angles_where_they_lie(
+    simplified: Callable[[str, str], ir.Model], family: str
+) -> None:
+    assert not operators(simplified(family, "vision_encoder")).keys() & {
+        "Concat",
+        "Gather",
+        "Slice",
+    }
+
+
 def test_glm4v_rotates_neighbours_and_llama_halves(
     simplified: Callable[[str, str], ir.Model],
 ) -> None:

@@ -199,6 +199,12 @@ def test_templates_cannot_reach_python(tiny_model: TinyModels, tmp_path: Path) -
 def test_damaged_files_are_artifact_errors(tiny_model: TinyModels, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="not valid Jinja"):
         with_template(tiny_model("llama"), "{% if %}", tmp_path)
+    (tmp_path / "model" / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(ArtifactError, match=r"chat_template\.jinja: not UTF-8"):
+        PromptBuilder(tmp_path / "model", tiny_model("llama").family)
+    (tmp_path / "model" / "tokenizer_config.json").write_text("[1]")
+    with pytest.raises(ArtifactError, match=r"tokenizer_config\.json: not a tokenizer's settings"):
+        PromptBuilder(tmp_path / "model", tiny_model("llama").family)
     (tmp_path / "model" / "tokenizer.json").write_text("{}")
     with pytest.raises(ArtifactError, match=r"tokenizer\.json: not a tokenizer"):
         PromptBuilder(tmp_path / "model", tiny_model("llama").family)

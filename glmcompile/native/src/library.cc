@@ -5,6 +5,7 @@
 
 #include "ceilings.h"
 #include "cpu_features.h"
+#include "embedding_bag.h"
 #include "embedding_w8.h"
 #include "linear_problem.h"
 #include "linear_w8a8.h"
@@ -32,6 +33,7 @@ Registration registration() {
 // One line per operator; operators of one domain stand together.
 const Registration* operators(size_t* count) {
   static const Registration list[] = {
+      registration<EmbeddingBag>(),
       registration<EmbeddingW8>(),
       registration<LinearW8A8>(),
       registration<PackedRotary>(),
