@@ -21,10 +21,11 @@ constexpr std::int64_t kTaskRowBytes = 512 << 10;
 constexpr std::int64_t kTaskRows = 128;
 constexpr std::int64_t kTaskRowsCached = 96;
 constexpr std::int64_t kCachedWeightBytes = 2 << 20;
-// Multiply-accumulates of one task: some ten microseconds, long against the cost of a dispatch.
-constexpr std::int64_t kTaskWork = 8 << 20;
+// Multiply-accumulates of one task: some microseconds, long against the cost of taking a task and
+// short enough that no thread waits for long at the end.
+constexpr std::int64_t kTaskWork = 2 << 20;
 // Elements quantized by one task; fewer are not worth waking a thread for.
-constexpr std::int64_t kQuantizeTaskElements = 32 << 10;
+constexpr std::int64_t kQuantizeTaskElements = 8 << 10;
 
 // Grow-only memory of the calling thread: concurrent runs have a thread each.
 class Scratch {
