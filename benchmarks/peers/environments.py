@@ -13,17 +13,20 @@ from pathlib import Path
 
 # Pinned everywhere, because a looser torch may bring gigabytes of CUDA along.
 TORCH = "torch==2.13.0"
+LLAMA_CPP = "llama-cpp-python==0.3.36"
 _COMPLETE = "complete.json"
 
 
 @dataclass(frozen=True)
 class Environment:
     """requirements: pinned, for pip. remove: dependencies whose wheels want CUDA, and that no
-    measured code needs. variables: set while installing, for packages built from source.
+    measured code needs. source: a requirement whose source distribution is unpacked to `source`,
+    for scripts that its wheel lacks. variables: set while installing, for builds.
     """
 
     requirements: tuple[str, ...]
     remove: tuple[str, ...] = ()
+    source: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -49,7 +52,8 @@ ENVIRONMENTS = {
         remove=("torchvision",),
     ),
     "llama.cpp": Environment(
-        ("llama-cpp-python==0.3.36", TORCH, "transformers==5.23.0", "pillow==12.3.0"),
+        (LLAMA_CPP, TORCH, "transformers==5.23.0", "pillow==12.3.0"),
+        source=LLAMA_CPP,
         variables={
             "CMAKE_ARGS": "-DGGML_NATIVE=ON",
             "CMAKE_BUILD_PARALLEL_LEVEL": "2",
@@ -91,8 +95,23 @@ def ensure(name: str, root: Path) -> Path:
     _pip(folder, environment, "install", *environment.requirements)
     if environment.remove:
         _pip(folder, environment, "uninstall", "--yes", *environment.remove)
+    if environment.source:
+        _unpack_source(folder, environment)
     complete.write_text(wanted, encoding="utf-8")
     return folder
+
+
+def _unpack_source(folder: Path, environment: Environment) -> None:
+    assert environment.source is not None
+    download = folder / "download"
+    options = ("--no-deps", "--no-binary", ":all:", "--dest", str(download))
+    _pip(folder, environment, "download", *options, environment.source)
+    (archive,) = download.iterdir()
+    shutil.unpack_archive(archive, download, filter="data")
+    archive.unlink()
+    (unpacked,) = download.iterdir()
+    unpacked.rename(folder / "source")
+    download.rmdir()
 
 
 def _pip(folder: Path, environment: Environment, *arguments: str) -> None:
