@@ -8,6 +8,7 @@ from typing import Any
 
 TEXT, AGENT, VISION = "text", "agent", "vision"
 ALL = (TEXT, AGENT, VISION)
+LANGUAGE = (TEXT, AGENT)
 # Its FP32 answers are what the other peers' are compared with.
 REFERENCE = "transformers-fp32"
 
@@ -53,12 +54,12 @@ PEERS = (
     Peer("glmcompile-fp32", GLMCOMPILE, "fp32", GLMCOMPILE, ALL),
     Peer("transformers-fp32", TRANSFORMERS, "fp32", workloads=ALL),
     Peer("transformers-bf16", TRANSFORMERS, "bf16", workloads=ALL),
-    Peer("onnxruntime-genai-int4", ONNXRUNTIME_GENAI, "int4", ONNXRUNTIME_GENAI),
-    Peer("onnxruntime-genai-int8", ONNXRUNTIME_GENAI, "int8", ONNXRUNTIME_GENAI),
-    Peer("onnxruntime-genai-fp32", ONNXRUNTIME_GENAI, "fp32", ONNXRUNTIME_GENAI),
-    Peer("openvino-int8", OPENVINO, "int8", OPENVINO),
+    Peer("onnxruntime-genai-int4", ONNXRUNTIME_GENAI, "int4", ONNXRUNTIME_GENAI, LANGUAGE),
+    Peer("onnxruntime-genai-int8", ONNXRUNTIME_GENAI, "int8", ONNXRUNTIME_GENAI, LANGUAGE),
+    Peer("onnxruntime-genai-fp32", ONNXRUNTIME_GENAI, "fp32", ONNXRUNTIME_GENAI, LANGUAGE),
+    Peer("openvino-int8", OPENVINO, "int8", OPENVINO, LANGUAGE),
     Peer("openvino-q8_0", OPENVINO, "q8_0", LLAMA_CPP),
-    Peer("llama.cpp-q8_0", LLAMA_CPP, "q8_0", LLAMA_CPP, (TEXT, AGENT)),
-    Peer("vllm-bf16", VLLM, "bf16", workloads=(TEXT, AGENT)),
-    Peer("vllm-w8a8", VLLM, "w8a8", LLM_COMPRESSOR, (TEXT, AGENT)),
+    Peer("llama.cpp-q8_0", LLAMA_CPP, "q8_0", LLAMA_CPP, LANGUAGE),
+    Peer("vllm-bf16", VLLM, "bf16", workloads=LANGUAGE),
+    Peer("vllm-w8a8", VLLM, "w8a8", LLM_COMPRESSOR, LANGUAGE),
 )

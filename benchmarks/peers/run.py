@@ -10,6 +10,7 @@ benchmarks/results/peers-<workload>.json, .md and .png.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -267,6 +268,8 @@ def main(
     results: Path,
 ) -> None:
     chosen = choose(workload, peers)
+    # As an interrupt does: the workers are ended with this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     console = Console()
     repeats = repeats or (QUICK_REPEATS if quick else REPEATS[workload])
     threads = threads or default_threads()

@@ -9,10 +9,10 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import calibration
-from calibration.texts import texts
 from PIL import Image
 
+import calibration
+from calibration.texts import texts
 from glmcompile.families import supported
 from glmcompile.runtime.prompt import PromptBuilder
 
@@ -38,7 +38,7 @@ do(action="Swipe", start=[x,y], end=[x,y]) swipes, for instance to scroll.
 do(action="Back") goes back; do(action="Wait", duration="2 seconds") waits for a page to load.
 finish(message="result") ends the task.
 Before you act, check whether the current app is the right one. If a page has not loaded, wait.
-If a tap has no effect, move it a little and try once more. Do what the task says and nothing else."""
+If a tap has no effect, move it a little and try once more. Do what the task says, nothing else."""
 TASK = "Open the settings, turn on airplane mode and tell me which version the system has."
 THOUGHT = (
     "<think>The list does not show the entry yet, so I scroll down further.</think>"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnxruntime import InferenceSession
 from protocol import Clock, serve
 
 import glmcompile
@@ -48,20 +50,28 @@ class Glmcompile:
 
     def encode(self, images: list[str]) -> float:
         """Seconds in the vision encoder for the images, one after the other."""
-        artifact = open_artifact(self._path, verify=False)
-        vision, family = artifact.model.vision, supported()[artifact.model.family]
-        session = open_session(artifact.graph("vision_encoder"), self._threads)
-        process = ImageProcessor(family, vision)
+        model = self._engine.model
+        family, process = supported()[model.family], self._image_processor
         inputs = []
         for image in map(process, images):
             grid = np.array([image.grid_thw], np.int64)
-            inputs.append(
-                {**family.vision_inputs(grid, vision), "pixel_values": image.pixel_values}
-            )
+            pixels = {"pixel_values": image.pixel_values}
+            inputs.append({**family.vision_inputs(grid, model.vision), **pixels})
+        session = self._vision_session
         began = time.perf_counter()
         for each in inputs:
             session.run(["image_features"], each)
         return time.perf_counter() - began
+
+    @cached_property
+    def _image_processor(self) -> ImageProcessor:
+        model = self._engine.model
+        return ImageProcessor(supported()[model.family], model.vision)
+
+    @cached_property
+    def _vision_session(self) -> InferenceSession:
+        graph = open_artifact(self._path, verify=False).graph("vision_encoder")
+        return open_session(graph, self._threads)
 
 
 if __name__ == "__main__":

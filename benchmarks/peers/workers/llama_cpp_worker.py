@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 from llama_cpp import mtmd_cpp as mtmd
-from protocol import Clock, serve
+from protocol import Clock, run_tool, sees, serve
 
 CONVERTER = Path(sys.prefix) / "source" / "vendor" / "llama.cpp" / "convert_hf_to_gguf.py"
 BATCH = 2048
@@ -40,9 +39,9 @@ class LlamaCpp:
         """Convert with llama.cpp's own script: the decoder, and the vision encoder if any."""
         Path(model).mkdir(parents=True, exist_ok=True)
         convert = [sys.executable, str(CONVERTER), checkpoint, "--outtype", precision]
-        subprocess.run([*convert, "--outfile", f"{model}/model.gguf"], check=True)
-        if "vision_config" in (Path(checkpoint) / "config.json").read_text(encoding="utf-8"):
-            subprocess.run([*convert, "--mmproj", "--outfile", f"{model}/mmproj.gguf"], check=True)
+        run_tool([*convert, "--outfile", f"{model}/model.gguf"])
+        if sees(checkpoint):
+            run_tool([*convert, "--mmproj", "--outfile", f"{model}/mmproj.gguf"])
 
     def load(self, checkpoint: str, model: str, threads: int, precision: str) -> dict[str, Any]:
         llama_cpp.llama_backend_init()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protocol import serve
+from protocol import sees, serve
 
 
 class LlmCompressor:
@@ -10,15 +10,9 @@ class LlmCompressor:
         """Weights of 8 bits a channel, activations of 8 bits a token, scaled as they come."""
         from llmcompressor import oneshot
         from llmcompressor.modifiers.quantization import QuantizationModifier
-        from transformers import (
-            AutoConfig,
-            AutoModelForCausalLM,
-            AutoModelForImageTextToText,
-            AutoTokenizer,
-        )
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-        vision = hasattr(AutoConfig.from_pretrained(checkpoint), "vision_config")
-        kind = AutoModelForImageTextToText if vision else AutoModelForCausalLM
+        kind = AutoModelForImageTextToText if sees(checkpoint) else AutoModelForCausalLM
         network = kind.from_pretrained(checkpoint, dtype="auto")
         recipe = QuantizationModifier(
             targets="Linear", scheme=precision.upper(), ignore=["re:.*lm_head", "re:.*visual.*"]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from typing import Any
 
 import numpy as np
-from protocol import Clock, serve
+from protocol import Clock, run_tool, serve
 
 # accuracy_level 4: products of INT8 activations. The logits of a prompt are wanted for its last
 # token alone.
@@ -24,7 +23,7 @@ class OnnxruntimeGenai:
         builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
         files = ["-i", checkpoint, "-o", model, "-c", f"{model}/cache"]
         target = ["-p", precision, "-e", "cpu", "--extra_options", *BUILDER_OPTIONS[precision]]
-        subprocess.run([*builder, *files, *target], check=True)
+        run_tool([*builder, *files, *target])
 
     def load(self, checkpoint: str, model: str, threads: int, precision: str) -> dict[str, Any]:
         import onnxruntime_genai

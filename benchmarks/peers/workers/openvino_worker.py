@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from protocol import Clock, serve
+from protocol import Clock, run_tool, sees, serve
 
 
 class OpenVino:
     def prepare(self, checkpoint: str, model: str, precision: str) -> None:
         """Export with weights of 8 bits (optimum-intel and nncf)."""
-        command = [str(Path(sys.executable).with_name("optimum-cli")), "export", "openvino"]
-        subprocess.run(
-            [*command, "--model", checkpoint, "--weight-format", precision, model], check=True
-        )
+        export = [str(Path(sys.executable).with_name("optimum-cli")), "export", "openvino"]
+        task = "image-text-to-text" if sees(checkpoint) else "text-generation-with-past"
+        options = ["--model", checkpoint, "--task", task, "--weight-format", precision]
+        run_tool([*export, *options, model])
 
     def load(
         self, checkpoint: str, model: str, threads: int, precision: str, **properties: Any

@@ -14,6 +14,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -45,8 +47,23 @@ def installed() -> dict[str, str]:
     return dict(sorted((package.name, package.version) for package in distributions()))
 
 
+def run_tool(command: Sequence[str]) -> None:
+    """Run a peer's own command. Raises RuntimeError with the last line of what it printed."""
+    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print(run.stdout, file=sys.stderr)
+    if run.returncode != 0:
+        last = (run.stdout.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeError(f"{' '.join(command[:3])}: {last}")
+
+
+def sees(checkpoint: str) -> bool:
+    """Whether a checkpoint has a vision encoder."""
+    config = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
+    return "vision_config" in config
+
+
 class Clock:
-    """Seconds since it was made, kept for every token."""
+    """Seconds since it was made."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
@@ -113,10 +130,8 @@ class Worker:
         self._process.communicate()
 
     def _signal(self, number: int) -> None:
-        try:
+        with suppress(ProcessLookupError):  # it may have ended already
             os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            pass  # it has ended already
 
     def _last_words(self, name: str) -> str:
         code = self._process.wait()

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from PIL import Image
-from protocol import Clock, serve
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from protocol import Clock, sees, serve
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.generation import StoppingCriteria
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 
@@ -31,7 +31,7 @@ class TokenTimes(StoppingCriteria):
 class Transformers:
     def load(self, checkpoint: str, model: str, threads: int, precision: str) -> dict[str, Any]:
         torch.set_num_threads(threads)
-        vision = hasattr(AutoConfig.from_pretrained(checkpoint), "vision_config")
+        vision = sees(checkpoint)
         kind = AutoModelForImageTextToText if vision else AutoModelForCausalLM
         self._model = kind.from_pretrained(
             checkpoint, dtype=DTYPES[precision], attn_implementation="sdpa"

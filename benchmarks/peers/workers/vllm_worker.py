@@ -12,6 +12,8 @@ class Vllm:
     def load(self, checkpoint: str, model: str, threads: int, precision: str) -> dict[str, Any]:
         settings = {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            # Without it vLLM takes one thread for what it compiles.
+            "OMP_NUM_THREADS": str(threads),
             "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
             "VLLM_CPU_KVCACHE_SPACE": "2",
             "HF_HUB_OFFLINE": "1",
