@@ -52,7 +52,7 @@ ENVIRONMENTS = {
         remove=("torchvision",),
     ),
     "llama.cpp": Environment(
-        (LLAMA_CPP, TORCH, "transformers==5.23.0", "pillow==12.3.0"),
+        (LLAMA_CPP, TORCH, "transformers==5.23.0", "sentencepiece==0.2.1"),
         source=LLAMA_CPP,
         variables={
             "CMAKE_ARGS": "-DGGML_NATIVE=ON",
@@ -81,7 +81,7 @@ def python(folder: Path) -> Path:
 def ensure(name: str, root: Path) -> Path:
     """The folder of an environment under `root`, installed unless it is there already.
 
-    An environment that was interrupted, or whose requirements have changed, is made again.
+    One that was interrupted, or whose requirements have changed, gets what it lacks.
     Raises InstallationError with pip's last lines.
     """
     environment = ENVIRONMENTS[name]
@@ -90,12 +90,12 @@ def ensure(name: str, root: Path) -> Path:
     wanted = json.dumps(asdict(environment), indent=1)
     if complete.is_file() and complete.read_text(encoding="utf-8") == wanted:
         return folder
-    shutil.rmtree(folder, ignore_errors=True)
+    complete.unlink(missing_ok=True)
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     _pip(folder, environment, "install", *environment.requirements)
     if environment.remove:
         _pip(folder, environment, "uninstall", "--yes", *environment.remove)
-    if environment.source:
+    if environment.source and not (folder / "source").is_dir():
         _unpack_source(folder, environment)
     complete.write_text(wanted, encoding="utf-8")
     return folder
@@ -104,6 +104,7 @@ def ensure(name: str, root: Path) -> Path:
 def _unpack_source(folder: Path, environment: Environment) -> None:
     assert environment.source is not None
     download = folder / "download"
+    shutil.rmtree(download, ignore_errors=True)
     options = ("--no-deps", "--no-binary", ":all:", "--dest", str(download))
     _pip(folder, environment, "download", *options, environment.source)
     (archive,) = download.iterdir()
