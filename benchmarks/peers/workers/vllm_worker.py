@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
-from protocol import Clock, serve
+from protocol import Clock, sees, serve
+
+# See there; vLLM looks into models in processes of their own.
+WITHOUT_CUDA = Path(__file__).with_name("without_cuda")
 
 
 class Vllm:
@@ -20,6 +25,9 @@ class Vllm:
             "VLLM_NO_USAGE_STATS": "1",
         }
         os.environ.update(settings)
+        os.environ["PYTHONPATH"] = str(WITHOUT_CUDA)
+        sys.path.insert(0, str(WITHOUT_CUDA))
+        import sitecustomize  # noqa: F401
         from vllm import LLM
 
         options = {
@@ -28,7 +36,11 @@ class Vllm:
             "max_model_len": 8192,
             "max_num_seqs": 16,
         }
-        self._engine = LLM(model, mm_processor_cache_gb=0, **options).llm_engine
+        # Without profiling, which computes the largest image allowed: it is for memory alone.
+        images = {"limit_mm_per_prompt": {"image": 1, "video": 0}, "skip_mm_profiling": True}
+        self._engine = LLM(
+            model, mm_processor_cache_gb=0, **(images if sees(model) else {}), **options
+        ).llm_engine
         self._requests = 0
         return {"precision": precision, **settings, **options}
 
