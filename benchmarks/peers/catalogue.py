@@ -62,7 +62,9 @@ PEERS = (
     Peer("onnxruntime-genai-fp32", ONNXRUNTIME_GENAI, "fp32", ONNXRUNTIME_GENAI, LANGUAGE),
     Peer("openvino-int8", OPENVINO, "int8", OPENVINO, LANGUAGE, OPENVINO_OPTIONS),
     Peer("openvino-q8_0", OPENVINO, "q8_0", LLAMA_CPP),
-    Peer("llama.cpp-q8_0", LLAMA_CPP, "q8_0", LLAMA_CPP, LANGUAGE),
+    # Each is the faster one somewhere: flash in prefill, the other in decoding long contexts.
+    Peer("llama.cpp-q8_0-flash", LLAMA_CPP, "q8_0", LLAMA_CPP, LANGUAGE, {"flash_attention": True}),
+    Peer("llama.cpp-q8_0", LLAMA_CPP, "q8_0", LLAMA_CPP, LANGUAGE, {"flash_attention": False}),
     Peer("vllm-bf16", VLLM, "bf16", workloads=LANGUAGE),
     Peer("vllm-w8a8", VLLM, "w8a8", LLM_COMPRESSOR, LANGUAGE),
 )

@@ -18,7 +18,6 @@ from protocol import Clock, run_tool, sees, serve
 CONVERTER = Path(sys.prefix) / "source" / "vendor" / "llama.cpp" / "convert_hf_to_gguf.py"
 BATCH = 2048
 MICRO_BATCH = 512
-FLASH_ATTENTION = 1  # LLAMA_FLASH_ATTN_TYPE_ENABLED
 CELLS = 256  # contexts are padded to multiples of this
 # mtmd adds GLM-4V's tokens around an image itself.
 IMAGE = "<|begin_of_image|><|image|><|end_of_image|>"
@@ -43,9 +42,13 @@ class LlamaCpp:
         if sees(checkpoint):
             run_tool([*convert, "--mmproj", "--outfile", f"{model}/mmproj.gguf"])
 
-    def load(self, checkpoint: str, model: str, threads: int, precision: str) -> dict[str, Any]:
+    def load(
+        self, checkpoint: str, model: str, threads: int, precision: str, flash_attention: bool
+    ) -> dict[str, Any]:
         llama_cpp.llama_backend_init()
         self._threads = threads
+        kinds = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED, llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        self._attention = kinds[flash_attention]
         self._model = _made(
             llama_cpp.llama_model_load_from_file(
                 f"{model}/model.gguf".encode(), llama_cpp.llama_model_default_params()
@@ -61,7 +64,7 @@ class LlamaCpp:
             "precision": precision,
             "n_batch": BATCH,
             "n_ubatch": MICRO_BATCH,
-            "flash_attention": True,
+            "flash_attention": flash_attention,
             "kv_cache": "f16",
             "kv_unified": False,
             "system": llama_cpp.llama_print_system_info().decode(),
@@ -181,7 +184,7 @@ class LlamaCpp:
             params.n_ctx, params.n_seq_max = size[0] * size[1], sequences
             params.n_batch, params.n_ubatch = BATCH, MICRO_BATCH
             params.n_threads = params.n_threads_batch = self._threads
-            params.flash_attn_type = FLASH_ATTENTION
+            params.flash_attn_type = self._attention
             params.kv_unified = False
             context = llama_cpp.llama_init_from_model(self._model, params)
             self._contexts[size] = _made(context, f"a context of {size}")
@@ -193,7 +196,7 @@ class LlamaCpp:
         params = mtmd.mtmd_context_params_default()
         params.use_gpu, params.n_threads = False, self._threads
         params.media_marker = IMAGE.encode()
-        params.flash_attn_type = FLASH_ATTENTION
+        params.flash_attn_type = self._attention
         return _made(
             mtmd.mtmd_init_from_file(str(projector).encode(), self._model, params), str(projector)
         )
