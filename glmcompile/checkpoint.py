@@ -148,6 +148,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             f"{directory}: its configuration files do not describe a {architecture} ({error!r}); "
             "fetch config.json, preprocessor_config.json and generation_config.json again"
         ) from error
+    if model.image_token_id is not None and not 0 <= model.image_token_id < model.vocab_size:
+        raise CheckpointError(
+            f"{directory / 'config.json'}: image_token_id {model.image_token_id} is not in the "
+            f"vocabulary of {model.vocab_size} tokens; fetch it again"
+        )
     parameters, tied = _locate_parameters(directory, architecture, config)
     return Checkpoint(directory, family, architecture, config, model, parameters, tied)
 

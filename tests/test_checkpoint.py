@@ -151,12 +151,30 @@ def test_configuration_with_a_field_of_the_wrong_type(llama: Path) -> None:
         open_checkpoint(llama)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("preprocessor_config.json", '{"size": [1, 2]}'),
+        ("preprocessor_config.json", '{"min_pixels": "few"}'),
+        ("preprocessor_config.json", '{"image_mean": "grey"}'),
+        ("generation_config.json", '{"eos_token_id": "end"}'),
+    ],
+)
 def test_settings_that_describe_no_model(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, name: str, text: str
+) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint("glm4v"), tmp_path / "copy"))
+    (copy / name).write_text(text)
+    with pytest.raises(CheckpointError, match=r"do not describe a Glm4vForConditionalGeneration"):
+        open_checkpoint(copy)
+
+
+def test_an_image_token_outside_the_vocabulary(
     tiny_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(tiny_checkpoint("glm4v"), tmp_path / "copy"))
-    (copy / "preprocessor_config.json").write_text('{"size": [1, 2]}')
-    with pytest.raises(CheckpointError, match=r"do not describe a Glm4vForConditionalGeneration"):
+    edit_json(copy / "config.json", image_token_id=5000)
+    with pytest.raises(CheckpointError, match="image_token_id 5000 is not in the vocabulary"):
         open_checkpoint(copy)
 
 

@@ -57,7 +57,8 @@ def folder_samples(folder: str | Path, count: int) -> Iterator[CalibrationSample
             "image(s) a line."
         )
     found = 0
-    with open(index, encoding="utf-8") as lines:
+    # Bytes, so that a line that is no text is refused with its number, as one that is no JSON.
+    with open(index, "rb") as lines:
         for number, line in islice(enumerate(lines, 1), count):
             yield _parse(folder, f"{index}:{number}", line)
             found += 1
@@ -65,7 +66,7 @@ def folder_samples(folder: str | Path, count: int) -> Iterator[CalibrationSample
         raise CalibrationError(f"{index}: holds no sample.")
 
 
-def _parse(folder: Path, where: str, line: str) -> CalibrationSample:
+def _parse(folder: Path, where: str, line: bytes) -> CalibrationSample:
     try:
         fields = json.loads(line)
         prompt, answer = fields["prompt"], fields.get("answer", "")

@@ -138,7 +138,7 @@ def eos_token_ids(config: Config, generation: Config) -> tuple[int, ...]:
     for source in (generation, config, text_config(config)):
         ids = source.get("eos_token_id")
         if ids is not None:
-            return (ids,) if isinstance(ids, int) else tuple(ids)
+            return (ids,) if isinstance(ids, int) else tuple(int(id) for id in ids)
     return ()
 
 
@@ -172,17 +172,13 @@ def image_processor_config(
 ) -> ImageProcessorConfig:
     """Read preprocessor_config.json, of transformers 4 (min_pixels) or 5 (size.shortest_edge)."""
     size = processor.get("size") or {}
+    fewest = processor.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels")
+    most = processor.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels")
     return ImageProcessorConfig(
-        min_pixels=processor.get("min_pixels")
-        or size.get("shortest_edge")
-        or size.get("min_pixels")
-        or defaults.min_pixels,
-        max_pixels=processor.get("max_pixels")
-        or size.get("longest_edge")
-        or size.get("max_pixels")
-        or defaults.max_pixels,
-        mean=tuple(processor.get("image_mean") or defaults.mean),
-        std=tuple(processor.get("image_std") or defaults.std),
+        min_pixels=int(fewest or defaults.min_pixels),
+        max_pixels=int(most or defaults.max_pixels),
+        mean=tuple(float(value) for value in processor.get("image_mean") or defaults.mean),
+        std=tuple(float(value) for value in processor.get("image_std") or defaults.std),
         rescale_factor=processor.get("rescale_factor", defaults.rescale_factor),
         resample=processor.get("resample", defaults.resample),
     )

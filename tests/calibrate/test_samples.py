@@ -57,6 +57,12 @@ def test_a_wrong_line_is_named(tmp_path: Path, lines: tuple[object, ...], messag
         list(folder_samples(write(tmp_path, *lines), 10))
 
 
+def test_a_line_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").write_bytes(b"\xff\xfe\x80\n")
+    with pytest.raises(CalibrationError, match=r"samples\.jsonl:1"):
+        list(folder_samples(tmp_path, 1))
+
+
 def test_a_folder_without_an_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"samples\.jsonl"):
         list(folder_samples(tmp_path, 1))
