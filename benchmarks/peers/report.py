@@ -60,8 +60,9 @@ def markdown(result: dict[str, Any], figures: Sequence[Figure]) -> str:
         lines.append(_row([f"{figure.title} ({figure.unit})", *cells, against]))
     lines += [
         "",
-        "Medians; the best of each row is bold. All were measured in turns in one run, with the "
-        "same tokens, threads and answer lengths, greedily, and nothing from a cache.",
+        f"Medians of {_repeats(result)}; the best of each row is bold. All were measured in "
+        "turns in one run, with the same tokens, threads and answer lengths, greedily, and nothing "
+        "from a cache.",
         "",
         *_failures(result),
         f"Measured on {machine_line(result)}.",
@@ -70,14 +71,25 @@ def markdown(result: dict[str, Any], figures: Sequence[Figure]) -> str:
     return "\n".join(lines)
 
 
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def _cell(result: dict[str, Any], name: str, figure: Figure) -> str:
     value = median(result, name, figure)
     if value is None:
         return ""
-    shown = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    shown = _shown(value)
     choose = max if figure.higher_is_better else min
     values = [median(result, other, figure) for other in result["peers"]]
     return f"**{shown}**" if value == choose(v for v in values if v is not None) else shown
+
+
+def _repeats(result: dict[str, Any]) -> str:
+    peers = result["peers"].values()
+    counts = [figure["repeats"] for peer in peers for figure in peer["figures"].values()]
+    most = max(counts, default=0)
+    return "1 repetition" if most == 1 else f"{most} repetitions"
 
 
 def _failures(result: dict[str, Any]) -> list[str]:
@@ -118,7 +130,7 @@ def _panel(axes: Axes, result: dict[str, Any], figure: Figure, names: Sequence[s
     above = [each["max"] - each["median"] if each else 0.0 for each in found]
     colours = [_BLUE if name.startswith(OURS) else _ORANGE for name in names]
     drawn = axes.barh(names, medians, xerr=[below, above], color=colours, ecolor="grey")
-    axes.bar_label(drawn, labels=[f"{m:.3g}" if m else "" for m in medians], padding=4)
+    axes.bar_label(drawn, labels=[_shown(m) if m else "" for m in medians], padding=4)
     axes.margins(x=0.18)
     direction = "higher" if figure.higher_is_better else "lower"
     axes.set_title(f"{figure.title}\n{figure.unit}, {direction} is better", fontsize=9)
