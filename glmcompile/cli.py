@@ -208,8 +208,10 @@ def bench(
 
     from glmcompile import bench as benchmark
 
-    if plot is not None and baseline is None:
-        raise GlmcompileError(f"{plot}: the picture compares two engines; give --baseline too.")
+    if plot is not None and baseline is None and not roofline:
+        raise GlmcompileError(
+            f"{plot}: a picture takes two engines or a roofline; give --baseline or --roofline too."
+        )
     for file in (json_file, markdown, plot):
         if file is not None:  # better now than after minutes of measuring
             _write(file, _probe)
