@@ -157,6 +157,8 @@ def test_configuration_with_a_field_of_the_wrong_type(llama: Path) -> None:
         ("preprocessor_config.json", '{"size": [1, 2]}'),
         ("preprocessor_config.json", '{"min_pixels": "few"}'),
         ("preprocessor_config.json", '{"image_mean": "grey"}'),
+        ("preprocessor_config.json", '{"image_mean": [0.5]}'),
+        ("preprocessor_config.json", '{"min_pixels": 9000000, "max_pixels": 3136}'),
         ("generation_config.json", '{"eos_token_id": "end"}'),
     ],
 )

@@ -153,12 +153,20 @@ def vision_config(
     """A vision encoder by the names its fields have in config.json's `vision_config`.
 
     width, output_size: channels inside and of an image feature, whose names differ by family.
+    Raises ValueError for an image processor of other channels, or that can fit no image.
     """
+    channels = vision["in_channels"]
+    if not len(processor.mean) == len(processor.std) == channels:
+        raise ValueError(f"image_mean and image_std need {channels} values, one a channel")
+    if processor.min_pixels > processor.max_pixels:
+        raise ValueError(
+            f"min_pixels {processor.min_pixels} is above max_pixels {processor.max_pixels}"
+        )
     return VisionConfig(
         patch_size=vision["patch_size"],
         temporal_patch_size=vision["temporal_patch_size"],
         merge_size=vision["spatial_merge_size"],
-        in_channels=vision["in_channels"],
+        in_channels=channels,
         output_size=output_size,
         num_heads=vision["num_heads"],
         head_size=width // vision["num_heads"],
