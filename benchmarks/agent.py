@@ -49,11 +49,8 @@ def make_tokenizer():
 
 def make_config(tokenizer):
     """596 million parameters: 20 text layers of width 1280, 12 vision layers of width 512."""
-    from transformers import Glm4vConfig
+    from calibration.model import glm4v_config
 
-    from calibration.model import PAD, SPECIAL
-
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
     text = {
         "vocab_size": VOCABULARY,
         "hidden_size": 1280,
@@ -62,7 +59,6 @@ def make_config(tokenizer):
         "num_attention_heads": 10,
         "num_key_value_heads": 2,
         "max_position_embeddings": CONTEXT,
-        "pad_token_id": ids[PAD],
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10000.0,
@@ -81,17 +77,7 @@ def make_config(tokenizer):
         "temporal_patch_size": 2,
         "spatial_merge_size": 2,
     }
-    return Glm4vConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=ids["<|image|>"],
-        video_token_id=ids["<|video|>"],
-        image_start_token_id=ids["<|begin_of_image|>"],
-        image_end_token_id=ids["<|end_of_image|>"],
-        video_start_token_id=ids["<|begin_of_video|>"],
-        video_end_token_id=ids["<|end_of_video|>"],
-        tie_word_embeddings=False,
-    )
+    return glm4v_config(tokenizer, text, vision)
 
 
 def make_model(config, seed: int = 0):

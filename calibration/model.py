@@ -93,7 +93,6 @@ def make_processor(tokenizer: PreTrainedTokenizerFast) -> ImageTextProcessor:
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> Glm4vConfig:
     """Short and wide: head size 64, every GEMM dimension a multiple of 64."""
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
     text = {
         "vocab_size": VOCABULARY,
         "hidden_size": 384,
@@ -102,7 +101,6 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> Glm4vConfig:
         "num_attention_heads": 6,
         "num_key_value_heads": 2,
         "max_position_embeddings": CONTEXT,
-        "pad_token_id": ids[PAD],
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10000.0,
@@ -122,8 +120,14 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> Glm4vConfig:
         "temporal_patch_size": 2,
         "spatial_merge_size": 2,
     }
+    return glm4v_config(tokenizer, text, vision)
+
+
+def glm4v_config(tokenizer: PreTrainedTokenizerFast, text: dict, vision: dict) -> Glm4vConfig:
+    """A GLM-4V of this text and vision geometry that knows the tokenizer's special tokens."""
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
     return Glm4vConfig(
-        text_config=text,
+        text_config={**text, "pad_token_id": ids[PAD]},
         vision_config=vision,
         image_token_id=ids["<|image|>"],
         video_token_id=ids["<|video|>"],

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from types import TracebackType
 
 import numpy as np
 
@@ -73,19 +72,11 @@ class Ceilings:
         multiply = self._library.glmcompile_multiply_float
         return self._best(lambda _, times: multiply(times * _ROUNDS)) / 1e9
 
-    def close(self) -> None:
-        self._pool.shutdown()
-
     def __enter__(self) -> Ceilings:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown()
 
     def _best(self, work: Callable[[int, int], int]) -> float:
         """work(thread, times) does something `times` times and returns how much that was.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from glmcompile.passes.matching import DOMAIN, integer, producer, replace
+from glmcompile.passes.matching import DOMAIN, integer, lazy_initializer, producer, replace
 
 # Inputs of LinearW8A8.
 X, INPUT_SCALE = 0, 6
@@ -65,15 +65,6 @@ def _product(graph: ir.Graph, weight: ir.Value, factor: ir.Value | None) -> ir.V
     first, second = tensors
     assert first is not None and second is not None
     name = f"{weight.name}*{factor.name}"  # type: ignore[union-attr]
-
-    def read() -> ir.Tensor:
-        return ir.Tensor(first.numpy() * second.numpy())
-
-    value = ir.Value(
-        name=name,
-        shape=weight.shape,
-        type=weight.type,
-        const_value=ir.LazyTensor(read, dtype=first.dtype, shape=ir.Shape([first.size]), name=name),
+    return lazy_initializer(
+        graph, name, first.dtype, [first.size], lambda: first.numpy() * second.numpy()
     )
-    graph.register_initializer(value)
-    return value

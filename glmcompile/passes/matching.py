@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,6 +90,21 @@ def dimensions(value: ir.Value) -> list[int]:
     """The shape of a value whose axes are all known."""
     assert value.shape is not None
     return [int(size) for size in value.shape.numpy()]
+
+
+def lazy_initializer(
+    graph: ir.Graph,
+    name: str,
+    dtype: ir.DataType,
+    shape: Sequence[int],
+    read: Callable[[], np.ndarray],
+) -> ir.Value:
+    """Register an initializer whose array is computed when it is read."""
+    dimensions = ir.Shape(shape)
+    tensor = ir.LazyTensor(lambda: ir.Tensor(read()), dtype=dtype, shape=dimensions, name=name)
+    value = ir.Value(name=name, shape=dimensions, type=ir.TensorType(dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
 
 
 def describe(new: ir.Value, like: ir.Value) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from glmcompile.passes.matching import DOMAIN, describe, dimensions, replace
+from glmcompile.passes.matching import DOMAIN, describe, dimensions, lazy_initializer, replace
 
 
 class MergeLinears(ir.passes.InPlacePass):
@@ -76,17 +76,11 @@ def _concatenate(graph: ir.Graph, parts: Sequence[ir.Value | None], name: str) -
     tensors = [value.const_value for value in values if value.const_value is not None]
     assert len(tensors) == len(parts)
     shapes = [dimensions(value) for value in values]
-    shape = ir.Shape([sum(each[0] for each in shapes), *shapes[0][1:]])
-    dtype = tensors[0].dtype
-
-    def read() -> ir.Tensor:
-        return ir.Tensor(np.concatenate([tensor.numpy() for tensor in tensors]))
-
-    value = ir.Value(
-        name=name,
-        shape=shape,
-        type=ir.TensorType(dtype),
-        const_value=ir.LazyTensor(read, dtype=dtype, shape=shape, name=name),
+    shape = [sum(each[0] for each in shapes), *shapes[0][1:]]
+    return lazy_initializer(
+        graph,
+        name,
+        tensors[0].dtype,
+        shape,
+        lambda: np.concatenate([tensor.numpy() for tensor in tensors]),
     )
-    graph.register_initializer(value)
-    return value

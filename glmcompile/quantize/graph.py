@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from glmcompile.errors import CalibrationError
 from glmcompile.passes.fuse_epilogue import FuseEpilogue
 from glmcompile.passes.fuse_norm import FuseNorm
-from glmcompile.passes.matching import DOMAIN, describe, dimensions, replace
+from glmcompile.passes.matching import DOMAIN, describe, dimensions, lazy_initializer, replace
 from glmcompile.quantize.packing import interleave_gate_up, packed_shape
 from glmcompile.quantize.schemes import W8A8, Recipe
 from glmcompile.quantize.weights import QuantizedWeight, quantize_weight
@@ -160,12 +160,7 @@ def _initializer(
     field: str,
 ) -> ir.Value:
     kind = ir.DataType.from_numpy(np.dtype(dtype))
-    tensor = ir.LazyTensor(
-        lambda: ir.Tensor(getattr(read(), field)), dtype=kind, shape=ir.Shape(shape), name=name
-    )
-    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(kind), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    return lazy_initializer(graph, name, kind, shape, lambda: getattr(read(), field))
 
 
 def _interleaved_bias(graph: ir.Graph, bias: ir.Value) -> ir.Value:

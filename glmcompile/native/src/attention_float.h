@@ -51,7 +51,7 @@ class FloatKernels {
 
   static void attend(const AttendTile& task) {
     const int head_size = task.head_size, head = padded_head(head_size);
-    const auto [from, to] = key_range(task);
+    const auto [from, to] = key_range<V>(task);
     float* scores = task.scratch;
     const float* keys = static_cast<const float*>(task.tile.keys);
     product(static_cast<const float*>(task.queries.rows), head,
@@ -89,21 +89,6 @@ class FloatKernels {
     return channels == W ? V::load(p) : V::load_n(p, channels);
   }
 
-  struct KeyRange {
-    int from, to;
-  };
-
-  // The keys any row attends, widened to whole vectors.
-  static KeyRange key_range(const AttendTile& task) {
-    int from = kKeyTile, to = 0;
-    for (int r = 0; r < task.rows; ++r) {
-      if (task.begin[r] >= task.end[r]) continue;
-      from = task.begin[r] < from ? task.begin[r] : from;
-      to = task.end[r] > to ? task.end[r] : to;
-    }
-    return {from / W * W, (to + W - 1) / W * W};
-  }
-
   static void softmax(const AttendTile& task, int from, int to) {
     for (int r = 0; r < task.rows; ++r) {
       float* row = task.scratch + r * kKeyTile;
@@ -120,7 +105,7 @@ class FloatKernels {
   static void attend_few(const AttendTile& task, const void* const* keys,
                          const void* const* values) {
     const int head_size = task.head_size, head = padded_head(head_size);
-    const auto [from, to] = key_range(task);
+    const auto [from, to] = key_range<V>(task);
     const float* queries = static_cast<const float*>(task.queries.rows);
     for (int key = from; key < to; key += W) {
       F sum[R];

@@ -92,7 +92,7 @@ class Int8Kernels {
   }
 
   static void attend(const AttendTile& task) {
-    const KeyRange keys = key_range(task);
+    const KeyRange keys = key_range<V>(task);
     score(task, keys.from, keys.to);
     weigh_and_fold(task, keys, [&](const float* old, const float* fresh) {
       mix(task, keys.from / kBlock * kBlock, whole_blocks(keys.to), old, fresh);
@@ -141,21 +141,6 @@ class Int8Kernels {
 
  private:
   static constexpr float kLog2Of255 = 7.9943534f;
-
-  struct KeyRange {
-    int from, to;
-  };
-
-  // The keys any row attends, widened to whole vectors.
-  static KeyRange key_range(const AttendTile& task) {
-    int from = kKeyTile, to = 0;
-    for (int r = 0; r < task.rows; ++r) {
-      if (task.begin[r] >= task.end[r]) continue;
-      from = task.begin[r] < from ? task.begin[r] : from;
-      to = task.end[r] > to ? task.end[r] : to;
-    }
-    return {from / W * W, (to + W - 1) / W * W};
-  }
 
   static int whole_blocks(int keys) { return (keys + kBlock - 1) / kBlock * kBlock; }
 
@@ -231,7 +216,7 @@ class Int8Kernels {
   template <int R>
   static void attend_few(const AttendTile& task, const void* const* key_rows,
                          const void* const* value_rows) {
-    const KeyRange keys = key_range(task);
+    const KeyRange keys = key_range<V>(task);
     for (int key = keys.from; key < keys.to; key += W) score_few<R>(task, key_rows + key, key);
     weigh_and_fold(task, keys, [&](const float* old, const float* fresh) {
       for (int d = 0; d < task.head_size; d += 64)

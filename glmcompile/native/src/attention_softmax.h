@@ -38,6 +38,23 @@ inline typename V::F soft_cap(typename V::F x, float cap) {
   return V::mul(V::mul(tanh, sign), V::set(cap));
 }
 
+struct KeyRange {
+  int from, to;
+};
+
+// The keys any row attends, widened to whole vectors.
+template <class V>
+inline KeyRange key_range(const AttendTile& task) {
+  constexpr int W = V::kWidth;
+  int from = kKeyTile, to = 0;
+  for (int r = 0; r < task.rows; ++r) {
+    if (task.begin[r] >= task.end[r]) continue;
+    from = task.begin[r] < from ? task.begin[r] : from;
+    to = task.end[r] > to ? task.end[r] : to;
+  }
+  return {from / W * W, (to + W - 1) / W * W};
+}
+
 // Applies cap and bias to one row of scores of keys [from, to), multiples of the vector width, sets
 // those outside [begin, end) to -inf, and returns the largest.
 template <class V>
