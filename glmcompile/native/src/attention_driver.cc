@@ -13,7 +13,6 @@ namespace {
 
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-constexpr int kKeyPadding = 32;  // pack_tile reads key rows in steps up to this
 // Query rows of a task: many, to read a tile of keys once for all of them, unless that leaves too
 // few tasks to balance threads.
 constexpr int kTaskRows = 6 * kRowBlock, kSmallTaskRows = 3 * kRowBlock;
@@ -22,6 +21,9 @@ constexpr int kTasksPerThread = 8;
 constexpr double kSerialWork = 4e5;
 constexpr size_t kSerialFold = 1 << 15;  // floats to fold for which the same holds
 constexpr size_t kSharedBytes = 64 << 20;  // at most, of the tiles that tasks share
+
+alignas(64) constexpr char kZeroRow[kMaxHeadSize * sizeof(float)] = {};
+constexpr const void* kZeros = kZeroRow;  // a key or value of any type
 
 // Queries [first, first + count) of one segment, for the heads that share one key/value head.
 struct Task {
@@ -66,7 +68,7 @@ struct Tile {
         bias(arena->take<float>(kKeyTile)) {}
   PackedTile packed;
   float* bias;            // [kKeyTile] -inf hides a key of an unmapped page
-  bool unmapped = false;  // whether there is one
+  bool unmapped = false;  // whether there is one; bias is set only then
 };
 
 // A tile packed once for all tasks of its segment.
@@ -129,6 +131,44 @@ class Run {
   }
 
  private:
+  // Visits the tiles of a unit, all heads of one before the next, and knows one step ahead where
+  // keys and values are: kernels prefetch those while they work.
+  class Walk {
+   public:
+    Walk(const Run& run, const Unit& unit)
+        : run_(run), unit_(unit), steps_((unit.last_tile - unit.first_tile) * unit.heads) {
+      find(0);
+      find(1);
+    }
+    explicit operator bool() const { return step_ < steps_; }
+    void next() { find(++step_ + 1); }
+
+    int head() const { return static_cast<int>(step_ % unit_.heads); }
+    int64_t tile() const { return tile_of(step_); }
+    const Task& task() const { return unit_.tasks[head()]; }
+    // Not of tasks with shared tiles.
+    const TileRows& rows() const { return rows_[step_ % 2]; }
+    const TileRows& ahead() const { return rows_[(step_ + 1) % 2]; }  // padded = 0: none
+
+   private:
+    int64_t tile_of(int64_t step) const { return unit_.first_tile + step / unit_.heads; }
+
+    void find(int64_t step) {
+      const Task& task = unit_.tasks[step % unit_.heads];
+      TileRows* rows = &rows_[step % 2];
+      rows->padded = 0;
+      if (task.shared < 0 && step < steps_)
+        run_.find_rows(*task.segment, task.kv_head, tile_of(step) * kKeyTile,
+                       run_.keys_of(task, tile_of(step)), rows);
+    }
+
+    const Run& run_;
+    const Unit unit_;
+    const int64_t steps_;
+    int64_t step_ = 0;
+    TileRows rows_[2];
+  };
+
   void make_tasks() {
     int64_t rows = 0;
     for (const Segment& segment : p_.segments) rows += segment.queries * p_.num_heads;
@@ -245,8 +285,8 @@ class Run {
     Workspace space = workspace(task);
     pack_queries(task, space);
     clear(task, space.state);
-    for (int64_t tile = task.first_tile; tile < task.last_tile; ++tile)
-      attend(task, tile, space, space.state);
+    Walk walk(*this, {&task, 1, task.first_tile, task.last_tile});
+    for (; walk; walk.next()) attend(walk, space, space.state);
     finish(task, space.state);
   }
 
@@ -260,12 +300,11 @@ class Run {
       return part;
     };
     for (int head = 0; head < unit.heads; ++head) pack_queries(unit.tasks[head], of_head(head));
-    for (int64_t tile = unit.first_tile; tile < unit.last_tile; ++tile)
-      for (int head = 0; head < unit.heads; ++head) {
-        const SoftmaxState apart = partial(unit.tasks[head], tile);
-        clear(unit.tasks[head], apart);
-        attend(unit.tasks[head], tile, of_head(head), apart);
-      }
+    for (Walk walk(*this, unit); walk; walk.next()) {
+      const SoftmaxState apart = partial(walk.task(), walk.tile());
+      clear(walk.task(), apart);
+      attend(walk, of_head(walk.head()), apart);
+    }
   }
 
   void fold_task(const Task& task) const {
@@ -313,24 +352,20 @@ class Run {
     }
   }
 
-  // Attends one tile from every row of the task, whose state it is folded into.
-  void attend(const Task& task, int64_t tile, const Workspace& space, SoftmaxState state) const {
+  // Attends the walk's tile from every row of its task, into whose state it is folded.
+  void attend(const Walk& walk, const Workspace& space, SoftmaxState state) const {
+    const Task& task = walk.task();
     const Segment& segment = *task.segment;
-    const int64_t base = tile * kKeyTile;
-    const int64_t limit = last_key(segment, task.first + task.count - 1);
-    const int count = static_cast<int>(std::min<int64_t>(kKeyTile, limit - base));
+    const int64_t base = walk.tile() * kKeyTile;
+    const int count = keys_of(task, walk.tile());
     const int rows = task.count * group_;
     const bool shared = task.shared >= 0;
     const bool packed = shared || rows > kFewRows || p_.head_size > kernels_.unpacked_head_size;
-    Tile keys = shared ? shared_[task.shared + tile - task.first_tile].tile : space.tile;
-    TileRows tile_rows;
-    if (!shared) find_rows(segment, task.kv_head, base, count, &tile_rows, &keys);
-    if (!shared && packed) pack(tile_rows, keys);
+    Tile keys = shared ? shared_[task.shared + walk.tile() - task.first_tile].tile : space.tile;
+    if (!shared) hide_unmapped(walk.rows(), &keys);
+    if (!shared && packed) kernels_.pack_tile(walk.rows(), walk.ahead(), p_.head_size, keys.packed);
     for (int first = 0; first < rows; first += kRowBlock) {
       const int block = std::min(kRowBlock, rows - first);
-      if (!shared)
-        prefetch_keys(task, base + kKeyTile + static_cast<int64_t>(kKeyTile) * first / rows,
-                    base + kKeyTile + static_cast<int64_t>(kKeyTile) * (first + block) / rows);
       int begin[kRowBlock], end[kRowBlock];
       bool any = false;
       for (int i = 0; i < block; ++i) {
@@ -357,69 +392,59 @@ class Run {
       if (packed)
         kernels_.attend(call);
       else
-        kernels_.attend_unpacked(call, tile_rows.keys, tile_rows.values);
+        kernels_.attend_unpacked(call, walk.rows(), walk.ahead());
     }
   }
 
-  // Calls visit(key - begin, row in the store or -1 for an unmapped page) for keys [begin, end).
-  template <class Visit>
-  void for_each_key(const Segment& segment, int64_t begin, int64_t end, const Visit& visit) const {
-    if (p_.block_size == 0) {
-      for (int64_t key = begin; key < end; ++key) visit(key - begin, segment.first_key + key);
-      return;
-    }
-    for (int64_t key = begin; key < end;) {  // one page at a time: a division per key would show
-      const int64_t block = segment.blocks[key / p_.block_size], offset = key % p_.block_size;
-      const int64_t stop = std::min(end, key + p_.block_size - offset);
-      for (int64_t row = block * p_.block_size + offset; key < stop; ++key, ++row)
-        visit(key - begin, block < 0 ? -1 : row);
-    }
+  int keys_of(const Task& task, int64_t tile) const {
+    const int64_t limit = last_key(*task.segment, task.first + task.count - 1);
+    return static_cast<int>(std::min<int64_t>(kKeyTile, limit - tile * kKeyTile));
   }
 
-  // Asks for keys and values of the next tile. They lie a whole token apart, which hardware
-  // prefetchers do not follow.
-  void prefetch_keys(const Task& task, int64_t begin, int64_t end) const {
-    const Segment& segment = *task.segment;
-    end = std::min(end, last_key(segment, task.first + task.count - 1));
-    const int64_t bytes = p_.head_size * element_size_;
-    for_each_key(segment, begin, end, [&](int64_t, int64_t row) {
-      if (row < 0) return;
-      const int64_t offset = (row * p_.token_stride + task.kv_head * p_.head_size) * element_size_;
-      for (int64_t line = 0; line < bytes; line += 64) {
-        __builtin_prefetch(static_cast<const char*>(p_.keys) + offset + line, 0, 2);
-        __builtin_prefetch(static_cast<const char*>(p_.values) + offset + line, 0, 2);
+  // Where keys [base, base + count) are. Rows of unmapped pages and beyond `count` are zero, so
+  // that a masked key never brings in NaN from old memory.
+  void find_rows(const Segment& segment, int kv_head, int64_t base, int count,
+                 TileRows* rows) const {
+    const int64_t stride = p_.token_stride * element_size_;
+    const int64_t head = static_cast<int64_t>(kv_head) * p_.head_size * element_size_;
+    const char* keys = static_cast<const char*>(p_.keys) + head;
+    const char* values = static_cast<const char*>(p_.values) + head;
+    auto place = [&](int i, int end, int64_t row) {
+      for (const char *k = keys + row * stride, *v = values + row * stride; i < end;
+           ++i, k += stride, v += stride) {
+        rows->keys[i] = k;
+        rows->values[i] = v;
       }
-    });
-  }
-
-  // Where the keys and values of one tile are.
-  struct TileRows {
-    const void* keys[kKeyTile];
-    const void* values[kKeyTile];
-    int padded;  // rows that may be read
-  };
-
-  void find_rows(const Segment& segment, int kv_head, int64_t base, int count, TileRows* rows,
-                 Tile* tile) const {
-    alignas(64) static const char zeros[kMaxHeadSize * sizeof(float)] = {};
-    const int64_t head = static_cast<int64_t>(kv_head) * p_.head_size;
-    for_each_key(segment, base, base + count, [&](int64_t i, int64_t row) {
-      const int64_t offset = (row * p_.token_stride + head) * element_size_;
-      rows->keys[i] = row < 0 ? zeros : static_cast<const char*>(p_.keys) + offset;
-      rows->values[i] = row < 0 ? zeros : static_cast<const char*>(p_.values) + offset;
-      tile->bias[i] = row < 0 ? kMinusInfinity : 0.0f;
-      tile->unmapped |= row < 0;
-    });
-    // Rows up to the padding are zero, so that a masked key never brings in NaN from old memory.
+    };
+    auto leave_zero = [&](int i, int end) {
+      std::fill(rows->keys + i, rows->keys + end, kZeros);
+      std::fill(rows->values + i, rows->values + end, kZeros);
+    };
+    rows->unmapped = false;
     rows->padded = (count + kKeyPadding - 1) / kKeyPadding * kKeyPadding;
-    for (int i = count; i < rows->padded; ++i) {
-      rows->keys[i] = rows->values[i] = zeros;
-      tile->bias[i] = kMinusInfinity;
+    if (p_.block_size == 0) {
+      place(0, count, segment.first_key + base);
+    } else {
+      for (int i = 0; i < count;) {  // a page at a time: a division per key would show
+        const int64_t block = segment.blocks[(base + i) / p_.block_size];
+        const int64_t offset = (base + i) % p_.block_size;
+        const int end = static_cast<int>(std::min<int64_t>(count, i + p_.block_size - offset));
+        if (block < 0)
+          leave_zero(i, end);
+        else
+          place(i, end, block * p_.block_size + offset);
+        rows->unmapped |= block < 0;
+        i = end;
+      }
     }
+    leave_zero(count, rows->padded);
   }
 
-  void pack(const TileRows& rows, const Tile& tile) const {
-    kernels_.pack_tile(rows.keys, rows.values, rows.padded, p_.head_size, tile.packed);
+  static void hide_unmapped(const TileRows& rows, Tile* tile) {
+    tile->unmapped = rows.unmapped;
+    if (!rows.unmapped) return;
+    for (int i = 0; i < rows.padded; ++i)
+      tile->bias[i] = rows.keys[i] == kZeros ? kMinusInfinity : 0.0f;
   }
 
   void pack_shared(SharedTile* shared) const {
@@ -428,8 +453,9 @@ class Run {
     const int64_t limit = last_key(segment, segment.queries - 1);
     const int count = static_cast<int>(std::min<int64_t>(kKeyTile, limit - base));
     TileRows rows;
-    find_rows(segment, shared->kv_head, base, count, &rows, &shared->tile);
-    pack(rows, shared->tile);
+    find_rows(segment, shared->kv_head, base, count, &rows);
+    hide_unmapped(rows, &shared->tile);
+    kernels_.pack_tile(rows, TileRows(), p_.head_size, shared->tile.packed);
   }
 
   void finish(const Task& task, SoftmaxState state) const {

@@ -24,17 +24,18 @@ class FloatKernels {
   }
 
   template <class T>
-  static void pack_tile(const void* const* key_rows, const void* const* value_rows, int count,
-                        int head_size, PackedTile packed) {
+  static void pack_tile(const TileRows& rows, const TileRows& ahead, int head_size,
+                        PackedTile packed) {
     const int head = padded_head(head_size);
     float* keys = static_cast<float*>(packed.keys);
     float* values = static_cast<float*>(packed.values);
-    for (int key = 0; key < count; key += W) {
+    for (int key = 0; key < rows.padded; key += W) {
+      if (key < ahead.padded) prefetch_rows(ahead, key, key + W, head_size * sizeof(T));
       float* panel = keys + static_cast<long>(key) * head_size;
       for (int d = 0; d < head_size; d += W) {
         const int channels = head_size - d < W ? head_size - d : W;
         F block[W];
-        for (int i = 0; i < W; ++i) block[i] = load<T>(key_rows[key + i], d, channels);
+        for (int i = 0; i < W; ++i) block[i] = load<T>(rows.keys[key + i], d, channels);
         V::transpose(block);
         for (int i = 0; i < channels; ++i) V::store(panel + (d + i) * W, block[i]);
       }
@@ -43,7 +44,7 @@ class FloatKernels {
         for (int d = 0; d < head; d += W) {
           const int channels = head_size - d < W ? head_size - d : W;
           V::store(row + d,
-                   channels > 0 ? load<T>(value_rows[key + i], d, channels) : V::set(0.0f));
+                   channels > 0 ? load<T>(rows.values[key + i], d, channels) : V::set(0.0f));
         }
       }
     }
@@ -65,13 +66,13 @@ class FloatKernels {
   }
 
   template <class T>
-  static void attend_unpacked(const AttendTile& task, const void* const* keys,
-                              const void* const* values) {
+  static void attend_unpacked(const AttendTile& task, const TileRows& rows,
+                              const TileRows& ahead) {
     switch (task.rows) {
-      case 1: return attend_few<T, 1>(task, keys, values);
-      case 2: return attend_few<T, 2>(task, keys, values);
-      case 3: return attend_few<T, 3>(task, keys, values);
-      default: return attend_few<T, 4>(task, keys, values);
+      case 1: return attend_few<T, 1>(task, rows, ahead);
+      case 2: return attend_few<T, 2>(task, rows, ahead);
+      case 3: return attend_few<T, 3>(task, rows, ahead);
+      default: return attend_few<T, 4>(task, rows, ahead);
     }
   }
 
@@ -102,27 +103,27 @@ class FloatKernels {
 
   // The sums of `attend`, in the same order, without packed keys and values in between.
   template <class T, int R>
-  static void attend_few(const AttendTile& task, const void* const* keys,
-                         const void* const* values) {
+  static void attend_few(const AttendTile& task, const TileRows& rows, const TileRows& ahead) {
     const int head_size = task.head_size, head = padded_head(head_size);
     const auto [from, to] = key_range<V>(task);
     const float* queries = static_cast<const float*>(task.queries.rows);
     for (int key = from; key < to; key += W) {
+      if (key < ahead.padded) prefetch_rows(ahead, key, key + W, head_size * sizeof(T));
       F sum[R];
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) sum[r] = V::set(0.0f);
       int d = 0;
       for (; d + W <= head_size; d += W)
-        score_channels<T, R, W>(queries + d, head, keys + key, d, sum);
-      if (d < head_size) score_channels<T, R, 8>(queries + d, head, keys + key, d, sum);
+        score_channels<T, R, W>(queries + d, head, rows.keys + key, d, sum);
+      if (d < head_size) score_channels<T, R, 8>(queries + d, head, rows.keys + key, d, sum);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) V::store(task.scratch + r * kKeyTile + key, sum[r]);
     }
     softmax(task, from, to);
     constexpr int N = V::kVectors;
     int d = 0;
-    for (; d + N * W <= head_size; d += N * W) mix_values<T, R, N>(task, values, from, to, d);
-    for (; d < head_size; d += W) mix_values<T, R, 1>(task, values, from, to, d);
+    for (; d + N * W <= head_size; d += N * W) mix_values<T, R, N>(task, rows.values, from, to, d);
+    for (; d < head_size; d += W) mix_values<T, R, 1>(task, rows.values, from, to, d);
     for (; d < head; d += W)
       for (int r = 0; r < R; ++r) V::store(task.part.output + r * head + d, V::set(0.0f));
     fold_tile<V>(R, head, task.part, task.state);

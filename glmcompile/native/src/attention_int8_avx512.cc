@@ -85,10 +85,10 @@ class Int8Kernels {
     }
   }
 
-  static void pack_tile(const void* const* key_rows, const void* const* value_rows, int count,
-                        int head_size, PackedTile packed) {
-    pack_keys(key_rows, count, head_size, packed);
-    pack_values(value_rows, count, head_size, static_cast<char*>(packed.values));
+  static void pack_tile(const TileRows& rows, const TileRows& ahead, int head_size,
+                        PackedTile packed) {
+    pack_keys(rows.keys, rows.padded, ahead, head_size, packed);
+    pack_values(rows.values, rows.padded, head_size, static_cast<char*>(packed.values));
   }
 
   static void attend(const AttendTile& task) {
@@ -99,13 +99,13 @@ class Int8Kernels {
     });
   }
 
-  static void attend_unpacked(const AttendTile& task, const void* const* keys,
-                              const void* const* values) {
+  static void attend_unpacked(const AttendTile& task, const TileRows& rows,
+                              const TileRows& ahead) {
     switch (task.rows) {
-      case 1: return attend_few<1>(task, keys, values);
-      case 2: return attend_few<2>(task, keys, values);
-      case 3: return attend_few<3>(task, keys, values);
-      default: return attend_few<4>(task, keys, values);
+      case 1: return attend_few<1>(task, rows, ahead);
+      case 2: return attend_few<2>(task, rows, ahead);
+      case 3: return attend_few<3>(task, rows, ahead);
+      default: return attend_few<4>(task, rows, ahead);
     }
   }
 
@@ -172,11 +172,13 @@ class Int8Kernels {
     out[3] = _mm512_unpackhi_epi16(b, e);
   }
 
-  static void pack_keys(const void* const* rows, int count, int head_size, PackedTile packed) {
+  static void pack_keys(const void* const* rows, int count, const TileRows& ahead, int head_size,
+                        PackedTile packed) {
     const int head = padded_head(head_size);
     float* out = static_cast<float*>(packed.keys);
     const __m512i ones = _mm512_set1_epi8(1);
     for (int key = 0; key < count; key += W) {
+      if (key < ahead.padded) prefetch_rows(ahead, key, key + W, head_size);
       __m512i sum = _mm512_setzero_si512();
       for (int d = 0; d < head; d += 64) {
         __m512 block[W];
@@ -212,20 +214,25 @@ class Int8Kernels {
     }
   }
 
+  static void prefetch(const void* row, int d) {
+    _mm_prefetch(static_cast<const char*>(row) + d, _MM_HINT_T0);
+  }
+
   // The results of `attend`, without packed keys and values in between.
   template <int R>
-  static void attend_few(const AttendTile& task, const void* const* key_rows,
-                         const void* const* value_rows) {
+  static void attend_few(const AttendTile& task, const TileRows& rows, const TileRows& ahead) {
     const KeyRange keys = key_range<V>(task);
-    for (int key = keys.from; key < keys.to; key += W) score_few<R>(task, key_rows + key, key);
+    for (int key = keys.from; key < keys.to; key += W)
+      score_few<R>(task, rows.keys + key, key, key < ahead.padded ? ahead.keys + key : rows.keys);
     weigh_and_fold(task, keys, [&](const float* old, const float* fresh) {
       for (int d = 0; d < task.head_size; d += 64)
-        mix_few<R>(task, value_rows, keys, d, old, fresh);
+        mix_few<R>(task, rows.values, keys, d, ahead, old, fresh);
     });
   }
 
   template <int R>
-  static void score_few(const AttendTile& task, const void* const* rows, int key) {
+  static void score_few(const AttendTile& task, const void* const* rows, int key,
+                        const void* const* ahead) {
     __m512i sum[R], key_sum = _mm512_setzero_si512();
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) sum[r] = _mm512_setzero_si512();
@@ -238,6 +245,7 @@ class Int8Kernels {
 #pragma GCC unroll 16
       for (int i = 0; i < W; ++i) {
         const __m512i right = _mm512_castps_si512(block[i]);
+        prefetch(ahead[i], d);
         key_sum = add_products(key_sum, _mm512_set1_epi8(1), right);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r)
@@ -254,7 +262,7 @@ class Int8Kernels {
   // Folds the products of probabilities and 64 channels of values, from d.
   template <int R>
   static void mix_few(const AttendTile& task, const void* const* rows, KeyRange keys, int d,
-                      const float* old, const float* fresh) {
+                      const TileRows& ahead, const float* old, const float* fresh) {
     const std::int32_t* weights = reinterpret_cast<const std::int32_t*>(task.scratch);
     __m512i sum[R][4];
 #pragma GCC unroll 4
@@ -264,6 +272,10 @@ class Int8Kernels {
     for (int key = keys.from; key < keys.to; key += 4) {
       __m512i right[4];
       load_values(rows + key, d, task.head_size, right);
+      if (key < ahead.padded) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) prefetch(ahead.values[key + i], d);
+      }
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const __m512i left = _mm512_set1_epi32(weights[r * kKeyTile + value_group(key / 4)]);

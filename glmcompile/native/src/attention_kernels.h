@@ -17,6 +17,7 @@ namespace glmcompile {
 inline constexpr int kKeyTile = 128;
 inline constexpr int kMaxHeadSize = 256;
 inline constexpr int kHeadPadding = 32;  // packed rows and partial outputs are padded to this
+inline constexpr int kKeyPadding = 32;   // pack_tile reads key rows in steps up to this
 inline constexpr int kFewRows = 4;       // rows for which packing a tile does not pay
 inline constexpr int kRowBlock = 48;     // query rows that share one score buffer
 
@@ -37,6 +38,15 @@ struct PackedTile {
   void* keys;             // kKeyTile * padded_head * packed_size bytes
   void* values;           // kKeyTile * padded_head * packed_size bytes
   std::int32_t* key_sum;  // [kKeyTile]; integers only
+};
+
+// Where keys and values of one tile are: pointers to head_size elements, of zeros beyond the last
+// key and on unmapped pages.
+struct TileRows {
+  const void* keys[kKeyTile];
+  const void* values[kKeyTile];
+  int padded = 0;  // the number of keys, in whole kKeyPadding
+  bool unmapped;
 };
 
 struct PackedQueries {
@@ -72,14 +82,12 @@ struct AttentionKernels {
   // channel_scale: [head_size] multipliers.
   void (*pack_queries)(const float* const* rows, int count, int head_size,
                        const float* channel_scale, PackedQueries packed);
-  // key_rows, value_rows: `count` pointers to head_size elements; count is a multiple of 32.
-  void (*pack_tile)(const void* const* key_rows, const void* const* value_rows, int count,
-                    int head_size, PackedTile packed);
+  // Prefetches the rows `ahead`, which are needed next.
+  void (*pack_tile)(const TileRows& rows, const TileRows& ahead, int head_size, PackedTile packed);
   // Folds a packed tile into the state of its rows.
   void (*attend)(const AttendTile& task);
   // The same result straight from pack_tile's arguments, for decode: at most kFewRows rows.
-  void (*attend_unpacked)(const AttendTile& task, const void* const* key_rows,
-                          const void* const* value_rows);
+  void (*attend_unpacked)(const AttendTile& task, const TileRows& rows, const TileRows& ahead);
   // Folds tiles that were attended apart, each from a state of its own.
   void (*fold)(int rows, int padded_head, SoftmaxState tile, SoftmaxState state);
   // Rounds float keys or values of one head of a segment, `count` rows `stride` apart in both

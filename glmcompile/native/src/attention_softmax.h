@@ -4,6 +4,8 @@
 // set, and the linker must not exchange one for another.
 #pragma once
 
+#include <cstddef>
+
 #include "attention_kernels.h"
 
 namespace glmcompile {
@@ -36,6 +38,16 @@ inline typename V::F soft_cap(typename V::F x, float cap) {
   const typename V::F tanh = V::div(V::sub(one, e), V::add(one, e));
   const typename V::F sign = V::div(u, V::max(size, V::set(1e-30f)));
   return V::mul(V::mul(tanh, sign), V::set(cap));
+}
+
+// Asks for keys and values [first, last). They lie a whole token apart, which hardware prefetchers
+// do not follow.
+inline void prefetch_rows(const TileRows& rows, int first, int last, std::size_t row_bytes) {
+  for (int i = first; i < last; ++i)
+    for (std::size_t line = 0; line < row_bytes; line += 64) {
+      __builtin_prefetch(static_cast<const char*>(rows.keys[i]) + line, 0, 2);
+      __builtin_prefetch(static_cast<const char*>(rows.values[i]) + line, 0, 2);
+    }
 }
 
 struct KeyRange {

@@ -9,33 +9,41 @@ namespace {
 
 constexpr int64_t kTokensPerTask = 16;
 
-// Free of aliasing and of branches on i, so that compilers make vectors of it.
-template <class Scale>
-void quantize(const float* __restrict in, const Scale& scale, int64_t count,
+// Stores in / scale, rounded to nearest even and clamped to [-128, 127]. Free of aliasing and of
+// branches on i, so that compilers make vectors of it.
+void quantize(const float* __restrict in, const float* __restrict inverse, int64_t count,
               int8_t* __restrict out) {
   for (int64_t i = 0; i < count; ++i) {
-    const float unit = scale(i);
-    const float inverse = unit == 0.0f ? 0.0f : 1.0f / unit;
     // Clamped before the conversion, which is undefined beyond int32. The comparisons send NaN to
     // the lower bound. Adding and subtracting 1.5 * 2^23 rounds to nearest even.
-    float x = in[i] * inverse;
+    float x = in[i] * inverse[i];
     x = x > -128.0f ? x : -128.0f;
     x = x < 127.0f ? x : 127.0f;
     out[i] = static_cast<int8_t>(static_cast<int32_t>((x + 12582912.0f) - 12582912.0f));
   }
 }
 
-void store(const float* in, const float* scale, bool per_channel, int64_t head, int64_t head_size,
-           Element element, void* cache, int64_t index) {
-  if (element == Element::kFloat) {
-    std::memcpy(static_cast<float*>(cache) + index, in, head_size * sizeof(float));
-  } else {
-    quantize_to_int8(in, per_channel ? scale + head * head_size : scale, per_channel, head_size,
-                     static_cast<int8_t*>(cache) + index);
+// 1 / scale for every channel of a token; 0 for a scale of 0, which stores 0.
+std::vector<float> inverse_scales(const float* scale, bool per_channel, int64_t channels) {
+  std::vector<float> inverse(channels);
+  for (int64_t i = 0; i < channels; ++i) {
+    const float unit = scale[per_channel ? i : 0];
+    inverse[i] = unit == 0.0f ? 0.0f : 1.0f / unit;
   }
+  return inverse;
 }
 
-void update_token(const CacheUpdate& u, int64_t t) {
+// inverse_scale: of the head's channels; null for a float cache.
+void store(const float* in, const float* inverse_scale, int64_t head_size, void* cache,
+           int64_t index) {
+  if (inverse_scale == nullptr)
+    std::memcpy(static_cast<float*>(cache) + index, in, head_size * sizeof(float));
+  else
+    quantize(in, inverse_scale, head_size, static_cast<int8_t*>(cache) + index);
+}
+
+void update_token(const CacheUpdate& u, const float* inverse_key_scale,
+                  const float* inverse_value_scale, int64_t t) {
   const int64_t size = u.head_size;
   if (u.transformed_query != nullptr)
     for (int64_t h = 0; h < u.num_heads; ++h)
@@ -47,9 +55,10 @@ void update_token(const CacheUpdate& u, int64_t t) {
     const int64_t index = (u.slot[t] * u.kv_num_heads + h) * size;
     float key[kMaxHeadSize];
     u.transform.apply(u.key + t * u.key_stride + h * size, key, size, u.key_norm, u.position[t]);
-    store(key, u.key_scale, u.key_scale_per_channel, h, size, u.element, u.key_cache, index);
-    store(u.value + t * u.value_stride + h * size, u.value_scale, u.value_scale_per_channel, h,
-          size, u.element, u.value_cache, index);
+    const auto of_head = [&](const float* inverse) { return inverse ? inverse + h * size : inverse; };
+    store(key, of_head(inverse_key_scale), size, u.key_cache, index);
+    store(u.value + t * u.value_stride + h * size, of_head(inverse_value_scale), size,
+          u.value_cache, index);
   }
 }
 
@@ -79,20 +88,20 @@ void HeadTransform::apply(const float* in, float* out, int64_t head_size, const 
   }
 }
 
-void quantize_to_int8(const float* in, const float* scale, bool per_channel, int64_t count,
-                      int8_t* out) {
-  if (per_channel)
-    quantize(in, [scale](int64_t i) { return scale[i]; }, count, out);
-  else
-    quantize(in, [scale](int64_t) { return scale[0]; }, count, out);
-}
-
 void update_cache(const KernelContext& context, const CacheUpdate& update) {
+  std::vector<float> key_inverse, value_inverse;
+  if (update.element == Element::kInt8) {
+    const int64_t channels = update.kv_num_heads * update.head_size;
+    key_inverse = inverse_scales(update.key_scale, update.key_scale_per_channel, channels);
+    value_inverse = inverse_scales(update.value_scale, update.value_scale_per_channel, channels);
+  }
+  const float* key = key_inverse.empty() ? nullptr : key_inverse.data();
+  const float* value = value_inverse.empty() ? nullptr : value_inverse.data();
   const int64_t tasks = (update.tokens + kTokensPerTask - 1) / kTokensPerTask;
   context.parallel_for(tasks, [&](size_t task) {
     const int64_t begin = static_cast<int64_t>(task) * kTokensPerTask;
     for (int64_t t = begin; t < std::min(begin + kTokensPerTask, update.tokens); ++t)
-      update_token(update, t);
+      update_token(update, key, value, t);
   });
 }
 

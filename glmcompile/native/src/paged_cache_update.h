@@ -24,10 +24,6 @@ struct HeadTransform {
              int64_t position) const;
 };
 
-// Stores with 1 / scale, rounded to nearest even and clamped to [-128, 127]; a scale of 0 stores 0.
-void quantize_to_int8(const float* in, const float* scale, bool per_channel, int64_t count,
-                      int8_t* out);
-
 struct CacheUpdate {
   int64_t tokens, num_heads, kv_num_heads, head_size;
   const float* query;  // token t at query + t * query_stride
