@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from glmcompile.errors import GlmcompileError, InputError
+from glmcompile.errors import ArtifactError, GlmcompileError, InputError
 
 ENGINE = click.argument("engine", type=click.Path(path_type=Path))
 THREADS = click.option(
@@ -241,7 +241,7 @@ def bench(
 @click.option("--json", "as_json", is_flag=True, help="Print the whole manifest as JSON.")
 def inspect(engine: Path, as_json: bool) -> None:
     """Verify ENGINE and say what it holds."""
-    from glmcompile.artifact import open_artifact
+    from glmcompile.artifact import MANIFEST, open_artifact
 
     artifact = open_artifact(engine)
     if as_json:
@@ -251,7 +251,13 @@ def inspect(engine: Path, as_json: bool) -> None:
 
     from glmcompile.report import describe
 
-    Console().print(describe(artifact))
+    try:
+        description = describe(artifact)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # fields no runtime needs
+        raise ArtifactError(
+            f"{engine / MANIFEST}: damaged ({error!r}); compile the checkpoint again."
+        ) from error
+    Console().print(description)
 
 
 def _read_stdin() -> str:
@@ -308,10 +314,13 @@ class _Progress:
         )
         self._task: Any = None
         self._interrupted = False
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> _Progress:
         for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and shells' & set it
+            handler = signal.getsignal(number)
+            if handler is not signal.SIG_IGN:  # as nohup and shells' & set it
+                self._handlers[number] = handler
                 signal.signal(number, self._interrupt)
         self._bars.start()
         return self
@@ -320,6 +329,8 @@ class _Progress:
         if kind is None:
             self._finish()
         self._bars.stop()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def stage(self, name: str, total: int | None = None) -> Callable[[int], None]:
         """See glmcompile.progress.Progress."""

@@ -151,6 +151,12 @@ def test_configuration_with_a_field_of_the_wrong_type(llama: Path) -> None:
         open_checkpoint(llama)
 
 
+def test_configuration_of_a_decoder_without_layers(llama: Path) -> None:
+    edit_json(llama / "config.json", num_hidden_layers=-1)
+    with pytest.raises(CheckpointError, match="num_hidden_layers is -1, expected at least 1"):
+        open_checkpoint(llama)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

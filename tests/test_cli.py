@@ -127,6 +127,14 @@ def test_an_altered_engine_is_refused(engine: Path, tmp_path: Path) -> None:
     refused(invoke("inspect", copy), "weights.bin", "SHA-256")
 
 
+def test_a_manifest_without_what_inspect_shows_is_refused(engine: Path, tmp_path: Path) -> None:
+    shutil.copytree(engine, tmp_path / "copy")
+    manifest = json.loads((tmp_path / "copy" / "manifest.json").read_text())
+    del manifest["tools"]
+    (tmp_path / "copy" / "manifest.json").write_text(json.dumps(manifest))
+    refused(invoke("inspect", tmp_path / "copy"), "manifest.json", "damaged")
+
+
 def test_a_taken_output_is_refused(engine: Path, tiny_checkpoint: Callable[[str], Path]) -> None:
     refused(invoke("compile", tiny_checkpoint("llama"), "-o", engine), "already exists")
 

@@ -117,9 +117,21 @@ def text_config(config: Config) -> Config:
     return nested if nested is not None else config
 
 
+_DECODER_SIZES = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+    "max_position_embeddings",
+)  # fmt: skip
+
+
 def decoder_fields(config: Config, generation: Config) -> dict[str, Any]:
-    """The ModelConfig fields that every decoder shares, by their usual names in config.json."""
+    """The ModelConfig fields that every decoder shares, by their usual names in config.json.
+
+    Raises ValueError for a size that is not positive.
+    """
     text = text_config(config)
+    for name in _DECODER_SIZES:
+        if text[name] < 1:
+            raise ValueError(f"{name} is {text[name]}, expected at least 1")
     heads = text["num_attention_heads"]
     return {
         "hidden_size": text["hidden_size"],

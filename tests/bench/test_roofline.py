@@ -15,6 +15,7 @@ from glmcompile import bench
 from glmcompile.artifact import open_artifact
 from glmcompile.bench import compare
 from glmcompile.bench.ceilings import Ceilings
+from glmcompile.bench.machine import selected_isa
 from glmcompile.bench.roofline import (
     TokenBytes,
     Traces,
@@ -71,6 +72,14 @@ def test_ceilings_are_those_of_the_linear_kernel(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("GLMCOMPILE_ISA", "portable")
     with Ceilings(threads=1) as ceilings:
         assert ceilings.isa == "portable"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set_has_a_name_in_reports(
+    isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLMCOMPILE_ISA", isa)
+    assert selected_isa()
 
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

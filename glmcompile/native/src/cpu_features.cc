@@ -119,10 +119,12 @@ Isa selected_isa() {
   const char* value = std::getenv(kVariable);
   if (value == nullptr || *value == '\0') return detected;
   if (amx_emulation_requested()) return detected < Isa::kAmx ? detected : Isa::kAvx512Bf16;
+  // For linear layers alone, which look at it themselves; the rest has no code of its own for it.
+  if (std::strcmp(value, "avx_vnni") == 0) return detected < Isa::kAvx2 ? detected : Isa::kAvx2;
   for (Isa level : kLevels)
     if (std::strcmp(value, isa_name(level)) == 0) return level < detected ? level : detected;
   fail("environment variable ", kVariable, ": ", value,
-       " is none of portable, neon, avx2, avx512, avx512_bf16, amx, amx_emulated");
+       " is none of portable, neon, avx2, avx_vnni, avx512, avx512_bf16, amx, amx_emulated");
 }
 
 }  // namespace glmcompile
