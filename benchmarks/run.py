@@ -71,7 +71,9 @@ def main(
                 console.print(f"Compiling {scenario} to {precision} ...")
                 glmcompile.compile(source, engines[precision], precision=precision)
         console.print("Measuring ...")
-        result = bench.run(engines["int8"], engines["fp32"], quick=quick, threads=threads)
+        result = bench.run(
+            engines["int8"], engines["fp32"], quick=quick, threads=threads, roofline=True
+        )
     results.mkdir(parents=True, exist_ok=True)
     target = results / scenario
     target.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

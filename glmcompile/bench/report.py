@@ -193,6 +193,12 @@ def roofline_notes(roofline: dict[str, Any]) -> list[str]:
             f"large as the decoder's weights, {engine['weights_gb_per_s']:.1f} GB/s from "
             f"{engine['weights_mb']:,.0f} MB."
         )
+        growth = engine["prefill_growth_without_attention"]
+        if growth is not None:
+            said.append(
+                f"{name}: attention left out, a token of the longest prefill takes {growth:.2f} "
+                "times as long as one of the shortest."
+            )
     return said
 
 

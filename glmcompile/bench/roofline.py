@@ -147,8 +147,24 @@ def _engine(
         "peak": precision,
         "weights_mb": weights / 1e6,
         "weights_gb_per_s": bandwidth,
+        "prefill_growth_without_attention": growth_without_attention(traces.decoder),
         "points": [asdict(point(*each, peak=peak, bandwidth=bandwidth)) for each in timed],
     }
+
+
+def growth_without_attention(runs: Mapping[int, list[list[Node]]]) -> float | None:
+    """What a token of the longest prefill costs over one of the shortest, attention left out.
+
+    runs: by tokens. Close to 1 where work is linear in tokens; None with fewer than two lengths.
+    """
+    lengths = sorted(tokens for tokens in runs if tokens > 1)
+    if len(lengths) < 2:
+        return None
+    shortest, longest = (
+        median(sum(n.seconds for n in run if not n.is_attention) for run in runs[tokens]) / tokens
+        for tokens in (lengths[0], lengths[-1])
+    )
+    return longest / shortest
 
 
 def point(

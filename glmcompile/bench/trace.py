@@ -31,6 +31,11 @@ class Node:
         return self.op in ("LinearW8A8", "FusedMatMul")
 
     @property
+    def is_attention(self) -> bool:
+        """Whether its work grows with the square of the tokens."""
+        return self.op in ("PagedAttention", "VarlenAttention")
+
+    @property
     def weight_bytes(self) -> int:
         """Of the constant inputs, weights above all."""
         if self.op == "FusedMatMul":

@@ -21,6 +21,7 @@ from glmcompile.bench.roofline import (
     Traces,
     Work,
     decoder_work,
+    growth_without_attention,
     linear_work,
     point,
     vision_work,
@@ -140,6 +141,19 @@ def test_traces_of_an_engine_count_its_layers(
             assert stored <= linear_work(nodes).bytes < 3 * stored
     assert traces.token == TokenBytes(row=hidden * size, kv=layers * 2 * kv * size)
     assert traces.vision == []
+
+
+def test_growth_of_a_prefill_leaves_attention_out() -> None:
+    def run(linear: float, attention: float) -> list[Node]:
+        shapes = ((1, 3, 4), (5, 4))
+        return [
+            Node("FusedMatMul", linear, shapes, (1, 3, 5), 0),
+            Node("PagedAttention", attention, shapes, (1, 3, 5), 0),
+        ]
+
+    one, two, eight = ([run(*each)] * 3 for each in ((9.0, 1.0), (0.2, 9.0), (1.2, 99.0)))
+    assert growth_without_attention({1: one, 2: two, 8: eight}) == pytest.approx(1.5)
+    assert growth_without_attention({1: one, 2: two}) is None
 
 
 def test_a_point_is_put_against_both_ceilings() -> None:

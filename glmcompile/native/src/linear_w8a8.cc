@@ -15,11 +15,11 @@ constexpr std::int64_t kMinChunkRows = 256;
 constexpr std::int64_t kStreamingRows = 16;
 constexpr std::int64_t kStreamingTaskBytes = 64 << 10;
 // Activations of one task, to stay in the L2 cache while its weights pass by.
-constexpr std::int64_t kTaskRowBytes = 512 << 10;
-// Rows of one task. Every task reads its weights again: many rows when they come from memory, few
-// when they stay in the L2 cache, so that the task is wide and its outputs lie side by side.
+constexpr std::int64_t kTaskRowBytes = 1 << 20;
+// Rows of one task, where its weights come from memory and where they stay in the L2 cache. Every
+// task reads its weights again; but with fewer rows it is wider, and its outputs lie side by side.
 constexpr std::int64_t kTaskRows = 128;
-constexpr std::int64_t kTaskRowsCached = 96;
+constexpr std::int64_t kTaskRowsCached = 256;
 constexpr std::int64_t kCachedWeightBytes = 2 << 20;
 // Multiply-accumulates of one task: some microseconds, long against the cost of taking a task and
 // short enough that no thread waits for long at the end.
