@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 from protocol import sees, serve
 
 
@@ -20,6 +23,8 @@ class LlmCompressor:
         oneshot(model=network, recipe=recipe)
         network.save_pretrained(model, save_compressed=True)
         AutoTokenizer.from_pretrained(checkpoint).save_pretrained(model)
+        for settings in Path(checkpoint).glob("*processor_config.json"):  # of image models
+            shutil.copy(settings, model)
 
 
 if __name__ == "__main__":
