@@ -96,11 +96,11 @@ class ImageProcessor:
         windows = pixels.reshape(
             rows // merge, merge, side, columns // merge, merge, side, channels
         ).transpose(0, 3, 1, 4, 6, 2, 5)
-        flat = np.ascontiguousarray(windows).reshape(rows * columns, channels, side * side)
-        patches = np.empty((rows * columns, channels, frames, side * side), np.float32)
-        for channel in range(channels):
-            values = self._levels[channel].take(flat[:, channel])
-            patches[:, channel] = values[:, None]
+        patches = np.empty((rows // merge, merge * columns, channels, frames, side**2), np.float32)
+        for window_row, made in zip(windows, patches, strict=True):  # each fits into the caches
+            flat = np.ascontiguousarray(window_row).reshape(-1, channels, side**2)
+            for channel in range(channels):
+                made[:, channel] = self._levels[channel].take(flat[:, channel])[:, None]
         return patches.reshape(rows * columns, -1)
 
 
