@@ -130,7 +130,9 @@ def _panel(axes: Axes, result: dict[str, Any], figure: Figure, names: Sequence[s
     above = [each["max"] - each["median"] if each else 0.0 for each in found]
     colours = [_BLUE if name.startswith(OURS) else _ORANGE for name in names]
     drawn = axes.barh(names, medians, xerr=[below, above], color=colours, ecolor="grey")
-    axes.bar_label(drawn, labels=[_shown(m) if m else "" for m in medians], padding=4)
+    failed = ["failed" if result["peers"][name]["failures"] else "" for name in names]
+    labels = [_shown(m) if m else other for m, other in zip(medians, failed, strict=True)]
+    axes.bar_label(drawn, labels=labels, padding=4)
     axes.margins(x=0.18)
     direction = "higher" if figure.higher_is_better else "lower"
     axes.set_title(f"{figure.title}\n{figure.unit}, {direction} is better", fontsize=9)
