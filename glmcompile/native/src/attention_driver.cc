@@ -159,7 +159,7 @@ class Run {
       rows->padded = 0;
       if (task.shared < 0 && step < steps_)
         run_.find_rows(*task.segment, task.kv_head, tile_of(step) * kKeyTile,
-                       run_.keys_of(task, tile_of(step)), rows);
+                       run_.keys_of(*task.segment, task.first + task.count - 1, tile_of(step)), rows);
     }
 
     const Run& run_;
@@ -357,7 +357,7 @@ class Run {
     const Task& task = walk.task();
     const Segment& segment = *task.segment;
     const int64_t base = walk.tile() * kKeyTile;
-    const int count = keys_of(task, walk.tile());
+    const int count = keys_of(segment, task.first + task.count - 1, walk.tile());
     const int rows = task.count * group_;
     const bool shared = task.shared >= 0;
     const bool packed = shared || rows > kFewRows || p_.head_size > kernels_.unpacked_head_size;
@@ -396,8 +396,9 @@ class Run {
     }
   }
 
-  int keys_of(const Task& task, int64_t tile) const {
-    const int64_t limit = last_key(*task.segment, task.first + task.count - 1);
+  // Keys of a tile that a segment's queries up to last_query see.
+  int keys_of(const Segment& segment, int64_t last_query, int64_t tile) const {
+    const int64_t limit = last_key(segment, last_query);
     return static_cast<int>(std::min<int64_t>(kKeyTile, limit - tile * kKeyTile));
   }
 
@@ -449,11 +450,9 @@ class Run {
 
   void pack_shared(SharedTile* shared) const {
     const Segment& segment = *shared->segment;
-    const int64_t base = shared->index * kKeyTile;
-    const int64_t limit = last_key(segment, segment.queries - 1);
-    const int count = static_cast<int>(std::min<int64_t>(kKeyTile, limit - base));
+    const int count = keys_of(segment, segment.queries - 1, shared->index);
     TileRows rows;
-    find_rows(segment, shared->kv_head, base, count, &rows);
+    find_rows(segment, shared->kv_head, shared->index * kKeyTile, count, &rows);
     hide_unmapped(rows, &shared->tile);
     kernels_.pack_tile(rows, TileRows(), p_.head_size, shared->tile.packed);
   }
