@@ -49,6 +49,7 @@ class Entrant:
     peer: Peer
     checkpoint: Path
     work: Path
+    venvs: Path
     threads: int
     python: dict[str | None, Path] = field(default_factory=dict)
     worker: Worker | None = None
@@ -67,14 +68,14 @@ class Entrant:
         name = f"{self.peer.converter.worker}-{self.peer.precision}"
         return self.work / "models" / self.checkpoint.name / name
 
-    def install(self, venvs: Path) -> None:
+    def install(self) -> None:
         """Make the environments that its programs need."""
         for program in (self.peer.program, self.peer.converter):
             if program is not None and program.environment not in self.python:
                 if program.environment is None:
                     self.python[None] = Path(sys.executable)
                 else:
-                    folder = environments.ensure(program.environment, venvs)
+                    folder = environments.ensure(program.environment, self.venvs)
                     self.python[program.environment] = environments.python(folder)
 
     def convert(self) -> None:
@@ -112,8 +113,14 @@ class Entrant:
         return answer
 
     def fail(self, where: str, error: Exception) -> None:
-        """Note a failure and end the worker; the next call starts a fresh one."""
-        self.failures[where] = str(error)
+        """Note a failure and end the worker; the next call starts a fresh one.
+
+        Folders of this machine are left out of its message, which goes into the results.
+        """
+        message = str(error)
+        for folder in (self.work, self.venvs):
+            message = message.replace(f"{folder}/", "")
+        self.failures[where] = message
         self.close()
 
     def close(self) -> None:
@@ -153,10 +160,10 @@ def _check_lengths(answers: workloads.Answers, tokens: int) -> None:
             )
 
 
-def prepare(entrant: Entrant, venvs: Path, console: Console) -> None:
+def prepare(entrant: Entrant, console: Console) -> None:
     """Install, convert and load; what fails is noted and ends the peer's part."""
-    stages = {"install": lambda: entrant.install(venvs), "convert": entrant.convert}
-    for stage, run in {**stages, "load": entrant.load}.items():
+    stages = {"install": entrant.install, "convert": entrant.convert, "load": entrant.load}
+    for stage, run in stages.items():
         console.print(f"{entrant.peer.name}: {stage}")
         try:
             run()
@@ -276,10 +283,12 @@ def main(
     name = CHECKPOINTS[workload]
     checkpoint = write_checkpoint(name, work.resolve() / name)
     plan = make_workload(workload, checkpoint, work.resolve())
-    entrants = [Entrant(peer, checkpoint, work.resolve(), threads) for peer in chosen]
+    entrants = [
+        Entrant(peer, checkpoint, work.resolve(), venvs.resolve(), threads) for peer in chosen
+    ]
     try:
         for entrant in entrants:
-            prepare(entrant, venvs, console)
+            prepare(entrant, console)
         described = machine.describe(threads)
         measure(entrants, plan, repeats, console)
     finally:

@@ -171,3 +171,10 @@ def test_the_table_has_every_peer_and_every_failure(result: dict[str, Any]) -> N
 def test_the_plot_is_a_png(result: dict[str, Any], tmp_path: Path) -> None:
     report.plot(result, [PREFILL, WAIT], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_failure_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    venvs, work = tmp_path / "venvs", tmp_path / "work"
+    entrant = run.Entrant(catalogue.PEERS[0], work / "agent", work, venvs, 1)
+    entrant.fail("convert", WorkerError(f"{venvs}/peer/bin/python: no {work}/agent"))
+    assert entrant.failures == {"convert": "peer/bin/python: no agent"}
