@@ -1,12 +1,13 @@
 """The work that is timed: one function per workload, from an engine and a repetition to figures.
 
 Nothing is answered from a cache: in the engines that are timed (`open_engine`) neither prefixes nor
-image features are reused, and each repetition has a prompt of its own. The engines of a comparison get the same prompt in the same
-repetition.
+image features are reused, and each repetition has a prompt of its own. The engines of a comparison
+get the same prompt in the same repetition.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice

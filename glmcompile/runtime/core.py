@@ -168,16 +168,16 @@ class EngineCore:
         for _ in range(2):
             try:
                 logits = self.runner.run(chunks, self._features)
-            except Exception as error:
+            except Exception as raised:
                 self.counters.failed_steps += 1
-                failure = error
+                cause = raised
             else:
                 return self._choose(chunks, logits)
         if len(chunks) > 1:
             half = len(chunks) // 2
             return self._attempt(chunks[:half]) + self._attempt(chunks[half:])
-        error = ComputeError(f"computing the request failed twice ({failure!r})")
-        error.__cause__ = failure
+        error = ComputeError(f"computing the request failed twice ({cause!r})")
+        error.__cause__ = cause
         return [error]
 
     def _choose(self, chunks: Sequence[Chunk], logits: NDArray[np.float32]) -> list[Choice]:

@@ -105,7 +105,7 @@ class ImageEncoder:
         return done
 
     def wait(self, timeout: float | None = None) -> None:
-        """Sleep until there is something to take, nothing is wanted, or `timeout` seconds passed."""
+        """Sleep until something can be taken, nothing is wanted, or `timeout` seconds are over."""
         with self._condition:
             self._condition.wait_for(lambda: not self.is_working, timeout)
 

@@ -32,7 +32,7 @@ _PROMPT_FIELDS = tuple(option.name for option in fields(Prompt))
 
 
 class Engine:
-    """A loaded model that serves many requests together; every method may be called from any thread.
+    """A loaded model that serves many requests together, each method from any thread.
 
     One thread of its own steps the model while there is work; callers only wait for their outputs.
     """
@@ -50,12 +50,12 @@ class Engine:
         self.options = options = options or EngineOptions()
         artifact = open_artifact(path, options.verify)
         self.path, self.manifest, self.model = artifact.path, artifact.manifest, artifact.model
-        self.context_length = self._context_length(options.max_model_len)
-        family = supported()[self.model.family]
-        self._faults = Faults.parse(options.faults)
-        self._inputs = InputProcessor(artifact.path, family, self.model)
-        core = self._open_core(artifact, family)
-        self._core: EngineCore | None = core  # after this for its constants alone
+        self.context_length = options.context_length(self.model)
+        self._inputs = InputProcessor(artifact.path, supported()[self.model.family], self.model)
+        core = open_core(artifact, options, on_encoded=lambda: self._loop.wake())
+        self.num_blocks, self.cache_bytes = core.blocks.num_blocks, core.runner.cache_bytes
+        Faults.parse(options.faults).inject(core.runner, core.encoder, self._inputs)
+        self._core: EngineCore | None = core  # from here on for its constants alone
         self._loop = EngineLoop(
             core, options.max_sequences + options.max_queue, self._probe, observer
         )

@@ -1,4 +1,4 @@
-"""The engine's loop: one thread that steps the core, and a mailbox through which others reach it."""
+"""The engine's loop: one thread that steps the core, and the mailbox through which it is reached."""
 
 from __future__ import annotations
 
