@@ -20,6 +20,7 @@ from glmcompile.runtime.core import EngineCore
 from glmcompile.runtime.faults import Faults
 from glmcompile.runtime.input_processor import InputProcessor, Prompt
 from glmcompile.runtime.loop import EngineLoop
+from glmcompile.runtime.opening import open_core
 from glmcompile.runtime.options import EngineOptions
 from glmcompile.runtime.prompt import PromptBuilder
 from glmcompile.runtime.request import Completion, Request, RequestOutput
@@ -52,11 +53,11 @@ class Engine:
         self.path, self.manifest, self.model = artifact.path, artifact.manifest, artifact.model
         self.context_length = options.context_length(self.model)
         self._inputs = InputProcessor(artifact.path, supported()[self.model.family], self.model)
-        core = open_core(artifact, options, on_encoded=lambda: self._loop.wake())
+        core = open_core(artifact, options, on_encoded=self._wake)
         self.num_blocks, self.cache_bytes = core.blocks.num_blocks, core.runner.cache_bytes
         Faults.parse(options.faults).inject(core.runner, core.encoder, self._inputs)
         self._core: EngineCore | None = core  # from here on for its constants alone
-        self._loop = EngineLoop(
+        self._loop: EngineLoop = EngineLoop(
             core, options.max_sequences + options.max_queue, self._probe, observer
         )
         self._loop.start()
@@ -197,6 +198,9 @@ class Engine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _wake(self) -> None:
+        self._loop.wake()
 
     def _opened(self) -> EngineCore:
         if self._core is None:

@@ -1,4 +1,4 @@
-"""The engine's loop: one thread that steps the core, and the mailbox through which it is reached."""
+"""The engine's loop: one thread that steps the core, reached through a mailbox."""
 
 from __future__ import annotations
 
