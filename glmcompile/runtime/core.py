@@ -275,16 +275,13 @@ class EngineCore:
     def _end_late(self) -> None:
         """End the requests whose time is up."""
         now = time.perf_counter()
-        for request in list(self._requests.values()):
-            if request.deadline is not None and now > request.deadline:
-                seconds = request.deadline - request.arrived
-                self._fail(
-                    request,
-                    DeadlineError(
-                        f"the request did not finish within its time-out of {seconds:g} s; it had "
-                        f"{request.sequence.num_answer_tokens} tokens"
-                    ),
-                )
+        for request in [one for one in self._requests.values() if one.is_late(now)]:
+            count = request.sequence.num_answer_tokens
+            error = DeadlineError(
+                f"the request did not finish within its time-out of {request.timeout:g} s; "
+                f"its answer had {count} tokens"
+            )
+            self._fail(request, error)
 
     def _end(self, request: Request, reason: str, last: RequestOutput | None = None) -> None:
         output = last or RequestOutput(request.sequence.id)

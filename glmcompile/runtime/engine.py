@@ -113,7 +113,7 @@ class Engine:
             self.prompts.detokenizer(params.stop),
             end_ids,
             arrived,
-            None if timeout is None else arrived + timeout,
+            timeout,
         )
 
     def submit(self, request: Request, deliver: Callable[[RequestOutput], None]) -> int:

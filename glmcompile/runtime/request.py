@@ -95,8 +95,8 @@ class RequestOutput:
 class Request:
     """The engine's record of a request.
 
-    end_ids: tokens that end the answer. arrived, queued, deadline: seconds of time.perf_counter;
-    the request ends with a DeadlineError once its deadline has passed.
+    end_ids: tokens that end the answer. arrived, queued: seconds of time.perf_counter. timeout:
+    seconds from `arrived` after which the request ends with a DeadlineError.
     """
 
     sequence: Sequence
@@ -104,13 +104,16 @@ class Request:
     detokenizer: Detokenizer
     end_ids: frozenset[int]
     arrived: float
-    deadline: float | None = None
+    timeout: float | None = None
     queued: float = field(default_factory=time.perf_counter)
     started: float | None = None
     token_times: list[float] = field(default_factory=list)
     vision: float = 0.0
     logprobs: list[Sampled] = field(default_factory=list)
     stop_reason: str | int | None = None
+
+    def is_late(self, now: float) -> bool:
+        return self.timeout is not None and now - self.arrived > self.timeout
 
     def accept(self, sampled: Sampled) -> tuple[RequestOutput, str | None]:
         """Append a token, and those that a grammar forces after it.

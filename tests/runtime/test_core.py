@@ -25,7 +25,7 @@ Engines = Callable[[str], TinyEngine]
 LONG = {"ignore_eos": True, "repetition_penalty": 1.5}
 
 
-class Bench:
+class Stepper:
     """A core that is stepped by hand, and an engine that prepares its requests."""
 
     def __init__(self, tiny: TinyEngine) -> None:
@@ -61,20 +61,20 @@ class Bench:
 
 
 @pytest.fixture
-def text(tiny_engine: Engines) -> Iterator[Bench]:
-    bench = Bench(tiny_engine("llama"))
-    yield bench
-    bench.run()
-    bench.engine.close()
+def text(tiny_engine: Engines) -> Iterator[Stepper]:
+    stepper = Stepper(tiny_engine("llama"))
+    yield stepper
+    stepper.run()
+    stepper.engine.close()
 
 
 @pytest.fixture
-def vision(tiny_engine: Engines) -> Iterator[Bench]:
-    bench = Bench(tiny_engine("glm4v"))
-    yield bench
-    bench.run()
-    bench.core.close()
-    bench.engine.close()
+def vision(tiny_engine: Engines) -> Iterator[Stepper]:
+    stepper = Stepper(tiny_engine("glm4v"))
+    yield stepper
+    stepper.run()
+    stepper.core.close()
+    stepper.engine.close()
 
 
 def failing(core: EngineCore, monkeypatch: pytest.MonkeyPatch, when: Callable[..., bool]) -> None:
@@ -91,7 +91,7 @@ def failing(core: EngineCore, monkeypatch: pytest.MonkeyPatch, when: Callable[..
 
 
 def test_a_step_that_fails_once_is_run_again_and_nobody_notices(
-    text: Bench, monkeypatch: pytest.MonkeyPatch
+    text: Stepper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = ["one", "two", "three"]
     alone = [text.answer(prompt=prompt) for prompt in prompts]
@@ -104,7 +104,7 @@ def test_a_step_that_fails_once_is_run_again_and_nobody_notices(
 
 
 def test_a_request_that_always_fails_is_found_and_ended_alone(
-    text: Bench, monkeypatch: pytest.MonkeyPatch
+    text: Stepper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = ["one", "two", "bad", "three", "four"]
     alone = [text.answer(prompt=prompt) for prompt in prompts]
@@ -118,7 +118,7 @@ def test_a_request_that_always_fails_is_found_and_ended_alone(
 
 
 def test_logits_that_are_not_numbers_end_their_request_alone(
-    text: Bench, monkeypatch: pytest.MonkeyPatch
+    text: Stepper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = text.answer(prompt="good")
     good, bad = text.add("good"), text.add("bad")
@@ -141,7 +141,7 @@ def test_logits_that_are_not_numbers_end_their_request_alone(
 
 
 def test_an_error_in_choosing_a_token_ends_its_request_alone(
-    text: Bench, monkeypatch: pytest.MonkeyPatch
+    text: Stepper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = text.answer(prompt="good")
     good, bad = text.add("good"), text.add("bad", temperature=1.0)
@@ -157,7 +157,7 @@ def test_an_error_in_choosing_a_token_ends_its_request_alone(
 
 
 def test_repeated_failures_make_the_engine_unwell_until_a_step_succeeds(
-    text: Bench, monkeypatch: pytest.MonkeyPatch
+    text: Stepper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
         failing(text.core, broken, lambda chunks: True)
@@ -170,7 +170,7 @@ def test_repeated_failures_make_the_engine_unwell_until_a_step_succeeds(
 
 
 def test_an_image_that_fails_once_is_encoded_again(
-    vision: Bench, monkeypatch: pytest.MonkeyPatch
+    vision: Stepper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = {"prompt": "What?", "images": [noise(90, 90)]}
     alone = vision.answer(**shown)
@@ -189,7 +189,7 @@ def test_an_image_that_fails_once_is_encoded_again(
 
 
 def test_an_image_that_always_fails_ends_the_requests_that_show_it_alone(
-    vision: Bench, monkeypatch: pytest.MonkeyPatch
+    vision: Stepper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, bad = noise(90, 90, 1), noise(90, 90, 2)
     alone = vision.answer(prompt="What?", images=[good])
@@ -212,7 +212,7 @@ def test_an_image_that_always_fails_ends_the_requests_that_show_it_alone(
 
 
 def test_text_is_answered_while_an_image_is_encoded(
-    vision: Bench, monkeypatch: pytest.MonkeyPatch
+    vision: Stepper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import threading
 
@@ -235,7 +235,7 @@ def test_text_is_answered_while_an_image_is_encoded(
     assert vision.run()[shown].completion is not None
 
 
-def test_a_cancelled_request_stops_its_image_from_being_encoded(vision: Bench) -> None:
+def test_a_cancelled_request_stops_its_image_from_being_encoded(vision: Stepper) -> None:
     first, second = (vision.add("What?", [noise(90, 90, seed)]) for seed in (1, 2))
     vision.core.cancel(second)
     vision.run()
@@ -243,14 +243,14 @@ def test_a_cancelled_request_stops_its_image_from_being_encoded(vision: Bench) -
     assert first != second
 
 
-def test_features_are_kept_for_as_long_as_a_prompt_needs_them(vision: Bench) -> None:
+def test_features_are_kept_for_as_long_as_a_prompt_needs_them(vision: Stepper) -> None:
     vision.add("What?", [noise(90, 90)], max_tokens=4)
     while not any(output.token_ids for output in vision.core.step()):
         pass
     assert not vision.core._features
 
 
-def test_a_request_past_its_deadline_ends_with_an_error_and_others_go_on(text: Bench) -> None:
+def test_a_request_past_its_deadline_ends_with_an_error_and_others_go_on(text: Stepper) -> None:
     late = text.add("late", timeout=1e-9)
     kept = text.add("kept", timeout=300)
     last = text.run()
