@@ -38,3 +38,7 @@ class NativeLibraryError(GlmcompileError):
 
 class InputError(GlmcompileError):
     """A request cannot be served as given: image, prompt length or sampling option."""
+
+
+class ComputeError(GlmcompileError):
+    """A step failed on a request that was served as given: logits that are not numbers."""

@@ -21,8 +21,9 @@ from glmcompile.runtime.kv_cache import KVCacheShape
 from glmcompile.runtime.model_runner import Limits, ModelRunner, cache_dtype
 from glmcompile.runtime.request import Completion, Request, RequestOutput
 from glmcompile.runtime.sampler import SamplingState, sample
+from glmcompile.runtime.sampling_params import SamplingParams
 from glmcompile.runtime.scheduler import Scheduler
-from glmcompile.runtime.sequence import Chunk, SamplingParams, Sequence
+from glmcompile.runtime.sequence import Chunk, Sequence
 from glmcompile.targets.cpu import default_threads, open_session
 
 _PROMPT_FIELDS = tuple(option.name for option in fields(Prompt))
@@ -187,6 +188,7 @@ class Engine:
         if sampling is not None and request:
             raise InputError(f"sampling is given, and the option {next(iter(request))!r}, too")
         params = sampling or SamplingParams.from_options(request)
+        params.check_vocabulary(self.model.vocab_size)
         ready = self._inputs(prompt)
         room = self.model.context_length - len(ready.token_ids)
         sequence = Sequence(
@@ -256,6 +258,10 @@ class Engine:
         tokens = sample(logits, [request.sampling for request in choosing])
         outputs = []
         for request, sampled in zip(choosing, tokens, strict=True):
+            if isinstance(sampled, Exception):
+                self._scheduler.remove(request.sequence)
+                outputs.append(RequestOutput(request.sequence.id, error=sampled))
+                continue
             text, reason = request.accept(sampled)
             given = (sampled.token,)
             if reason is not None:

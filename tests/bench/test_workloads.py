@@ -9,7 +9,7 @@ import pytest
 from glmcompile.bench.compare import make_workloads
 from glmcompile.bench.workloads import open_engine
 from glmcompile.runtime.engine import Engine
-from glmcompile.runtime.sequence import SamplingParams
+from glmcompile.runtime.sampling_params import SamplingParams
 from tests.engines import TinyEngine
 
 

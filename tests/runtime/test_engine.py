@@ -13,7 +13,7 @@ import pytest
 from glmcompile.errors import ArtifactError, InputError
 from glmcompile.runtime.engine import Engine, EngineOptions
 from glmcompile.runtime.model_runner import EncoderCache
-from glmcompile.runtime.sequence import SamplingParams
+from glmcompile.runtime.sampling_params import SamplingParams
 from tests.engines import TinyEngine
 from tests.runtime.images import noise
 

@@ -16,7 +16,7 @@ from glmcompile.artifact import open_artifact
 from glmcompile.bench.workloads import open_engine
 from glmcompile.families import supported
 from glmcompile.runtime.image_processor import ImageProcessor
-from glmcompile.runtime.sequence import SamplingParams
+from glmcompile.runtime.sampling_params import SamplingParams
 from glmcompile.targets.cpu import open_session
 
 
