@@ -23,7 +23,7 @@ from glmcompile.runtime.engine import Engine
 from glmcompile.runtime.options import EngineOptions
 from glmcompile.runtime.prompt import PromptBuilder
 from glmcompile.runtime.request import Completion
-from glmcompile.runtime.sequence import SamplingParams
+from glmcompile.runtime.sampling_params import SamplingParams
 
 PROMPT_TOKENS = 512  # of a text model's single request
 REQUEST_TOKENS = 256  # of text prompts that arrive together

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from glmcompile.runtime.sampling_params import SamplingParams
 
 from glmcompile.bench.compare import make_workloads
 from glmcompile.bench.workloads import open_engine
 from glmcompile.runtime.engine import Engine
 from glmcompile.runtime.input_processor import Prompt
 from glmcompile.runtime.request import Request
+from glmcompile.runtime.sampling_params import SamplingParams
 from tests.engines import TinyEngine
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from glmcompile.runtime.sampling_params import SamplingParams
 
 from glmcompile.artifact import open_artifact
 from glmcompile.errors import ComputeError, DeadlineError
@@ -17,6 +16,7 @@ from glmcompile.runtime.engine import Engine
 from glmcompile.runtime.input_processor import Prompt
 from glmcompile.runtime.opening import open_core
 from glmcompile.runtime.request import RequestOutput
+from glmcompile.runtime.sampling_params import SamplingParams
 from tests.engines import TinyEngine
 from tests.runtime.images import noise
 

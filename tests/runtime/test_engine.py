@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from glmcompile.runtime.sampling_params import SamplingParams
 
 from glmcompile.errors import ArtifactError, ClosedError, InputError, OverloadedError
 from glmcompile.runtime.encoder import EncoderCache
@@ -17,6 +16,7 @@ from glmcompile.runtime.engine import Engine
 from glmcompile.runtime.input_processor import Prompt
 from glmcompile.runtime.options import EngineOptions
 from glmcompile.runtime.request import Completion, RequestOutput
+from glmcompile.runtime.sampling_params import SamplingParams
 from tests.engines import TinyEngine, wait_until_idle
 from tests.runtime.images import noise
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from glmcompile.runtime.sampling_params import SamplingParams
 from onnxruntime import InferenceSession
 from protocol import Clock, serve
 
@@ -21,6 +20,7 @@ from glmcompile.families import supported
 from glmcompile.runtime.image_processor import ImageProcessor
 from glmcompile.runtime.input_processor import Prompt
 from glmcompile.runtime.request import RequestOutput
+from glmcompile.runtime.sampling_params import SamplingParams
 from glmcompile.targets.cpu import open_session
 
 
