@@ -21,7 +21,6 @@ from glmcompile.serve.protocol.chat import (
 from glmcompile.serve.protocol.common import token_usage
 from glmcompile.serve.tokens import TokenTexts
 
-
 # JSON has no infinity; OpenAI writes this for tokens that cannot be.
 _LEAST_LOGPROB = -9999.0
 

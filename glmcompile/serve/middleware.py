@@ -1,4 +1,4 @@
-"""What every request passes through: its id, its record, and a last net for what nobody expected."""
+"""What every request passes through: its id, its record, a net for what nobody expected."""
 
 from __future__ import annotations
 

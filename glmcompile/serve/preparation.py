@@ -1,4 +1,4 @@
-"""Images decoded, templates rendered, prompts tokenized: in few threads that yield to the engine's."""
+"""Images decoded, prompts rendered and tokenized, in few threads that yield to the engine's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Preparation:
-    """`Engine.prepare` without stalling event loop or decoding, for a bounded number of requests."""
+    """`Engine.prepare` without stalling event loop or decoding, for a bounded number at once."""
 
     def __init__(self, engine: Engine, workers: int, limit: int) -> None:
         """limit: requests that are prepared or wait for it; further ones are refused."""

@@ -38,7 +38,7 @@ class ServerSettings:
             raise InputError("model_names is empty; give the model at least one name")
         if self.api_key is not None and not self.api_key:
             raise InputError(
-                "api_key is empty; give a key, or none at all to leave the server open"
+                "api_key is empty; give a key, or none to leave the server open"
             )
         for name in ("max_body", "max_choices", "workers"):
             if getattr(self, name) < 1:
