@@ -107,7 +107,7 @@ class Engine:
         core.scheduler.fit(sequence)
         ends = () if params.ignore_eos else self.model.eos_token_ids
         end_ids = frozenset((*ends, *params.stop_token_ids))
-        return Request(
+        request = Request(
             sequence,
             SamplingState(params, ready.token_ids, end_ids),
             self.prompts.detokenizer(params.stop),
@@ -115,6 +115,8 @@ class Engine:
             arrived,
             timeout,
         )
+        request.begin()
+        return request
 
     def submit(self, request: Request, deliver: Callable[[RequestOutput], None]) -> int:
         """Queue a prepared request and return its id, see EngineLoop.submit."""

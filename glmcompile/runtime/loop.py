@@ -176,7 +176,10 @@ class EngineLoop:
             else:
                 message = self._mailbox.get(timeout=_PROBE_SECONDS)
             while True:
-                message()
+                try:
+                    message()
+                except Exception:  # whoever sent it, the thread has to go on
+                    _log.exception("a message to the engine failed")
                 message = self._mailbox.get_nowait()
         except queue.Empty:
             if not self._core.has_work and not self._core.healthy:

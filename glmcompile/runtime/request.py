@@ -111,17 +111,28 @@ class Request:
     vision: float = 0.0
     logprobs: list[Sampled] = field(default_factory=list)
     stop_reason: str | int | None = None
+    _unseen_text: str = ""
 
     def is_late(self, now: float) -> bool:
         return self.timeout is not None and now - self.arrived > self.timeout
+
+    def begin(self) -> None:
+        """Append what a grammar forces before the first token is chosen; one is left to choose.
+
+        Stop strings are looked for from the first chosen token on, so with any nothing is appended.
+        """
+        if self.sequence.params.stop:
+            return
+        for token in self.sampling.forced()[: self.sequence.max_tokens - 1]:
+            self._unseen_text += self._append(token)[0]
 
     def accept(self, sampled: Sampled) -> tuple[RequestOutput, str | None]:
         """Append a token, and those that a grammar forces after it.
 
         Returns what to show, without a completion, and when the answer ends here, why.
         """
-        before = self.sequence.num_answer_tokens
-        logprobs = () if self.sequence.params.logprobs is None else (sampled,)
+        sequence = self.sequence
+        logprobs = () if sequence.params.logprobs is None else (sampled,)
         text, reason = self._append(sampled.token)
         while reason is None and (forced := self.sampling.forced()):
             for token in forced:
@@ -130,8 +141,10 @@ class Request:
                 if reason is not None:
                     break
         self.logprobs += logprobs
-        tokens = tuple(self.sequence.answer_ids[before:])
-        return RequestOutput(self.sequence.id, text, tokens, logprobs), reason
+        text, self._unseen_text = self._unseen_text + text, ""
+        tokens = tuple(sequence.answer_ids[len(self.token_times) :])
+        self.token_times += [time.perf_counter()] * len(tokens)
+        return RequestOutput(sequence.id, text, tokens, logprobs), reason
 
     def completion(self, reason: str) -> Completion:
         now = time.perf_counter()
@@ -166,7 +179,6 @@ class Request:
         """One more token of the answer; returns its text, and the reason when it is the last."""
         sequence, detokenizer = self.sequence, self.detokenizer
         self.sampling.accept(token)
-        self.token_times.append(time.perf_counter())
         sequence.token_ids.append(token)
         if token in self.end_ids:
             if token in sequence.params.stop_token_ids:
