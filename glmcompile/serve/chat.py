@@ -7,7 +7,7 @@ from typing import Any
 
 from glmcompile.runtime.request import Completion, RequestOutput
 from glmcompile.runtime.sampler import Sampled
-from glmcompile.serve.events import DONE, ChunkWriter
+from glmcompile.serve.events import chunks
 from glmcompile.serve.exchange import Exchange
 from glmcompile.serve.protocol.chat import (
     ChatChoice,
@@ -19,10 +19,7 @@ from glmcompile.serve.protocol.chat import (
     TopLogprob,
 )
 from glmcompile.serve.protocol.common import token_usage
-from glmcompile.serve.tokens import TokenTexts
-
-# JSON has no infinity; OpenAI writes this for tokens that cannot be.
-_LEAST_LOGPROB = -9999.0
+from glmcompile.serve.tokens import TokenTexts, shown_logprob
 
 
 class ChatAnswer:
@@ -41,28 +38,16 @@ class ChatAnswer:
             usage=token_usage([done.usage for done in completions], self._body.n),
         )
 
-    async def events(self, exchange: Exchange) -> AsyncGenerator[bytes, None]:
+    def events(self, exchange: Exchange) -> AsyncGenerator[bytes, None]:
         """Chunks as the answers grow; the role comes with the first text of each.
 
         A load generator takes the first chunk with a choice for the first token.
         """
-        options = self._body.stream_options
-        continuous = options is not None and options.continuous_usage_stats
-        chunks = ChunkWriter({**self._shared, "object": "chat.completion.chunk"})
-        choices = [_ChoiceWriter(self._texts, self._body.logprobs) for _ in range(self._body.n)]
-        async for item in exchange.outputs():
-            output, writer = item.output, choices[item.index]
-            if output.error is not None:
-                raise output.error
-            if (choice := writer.next(item.index, output)) is not None:
-                counts = None
-                if continuous:
-                    tokens = sum(each.num_tokens for each in choices)
-                    counts = _counts(exchange.prompt_tokens, tokens)
-                yield chunks.choice(choice, counts)
-        if options is not None and options.include_usage and exchange.finished:
-            yield chunks.usage(token_usage(exchange.usages, self._body.n))
-        yield DONE
+        shared = {**self._shared, "object": "chat.completion.chunk"}
+        writers = [
+            _ChunkWriter(index, self._texts, self._body.logprobs) for index in range(self._body.n)
+        ]
+        return chunks(exchange, shared, writers, self._body.stream_options, self._body.n)
 
     def _choice(self, index: int, done: Completion) -> ChatChoice:
         return ChatChoice(
@@ -74,18 +59,16 @@ class ChatAnswer:
         )
 
 
-class _ChoiceWriter:
+class _ChunkWriter:
     """One answer's pieces; holds tokens' log-probabilities until there is text to show."""
 
-    def __init__(self, texts: TokenTexts, logprobs: bool) -> None:
-        self._texts = texts
+    def __init__(self, index: int, texts: TokenTexts, logprobs: bool) -> None:
+        self._index, self._texts = index, texts
         self._logprobs: list[Sampled] | None = [] if logprobs else None
         self._begun = False
-        self.num_tokens = 0
 
-    def next(self, index: int, output: RequestOutput) -> dict[str, Any] | None:
+    def next(self, output: RequestOutput) -> dict[str, Any] | None:
         """The choice of the next chunk, where the output has something for one."""
-        self.num_tokens += len(output.token_ids)
         if self._logprobs is not None:
             self._logprobs += output.logprobs
         done = output.completion
@@ -98,7 +81,7 @@ class _ChoiceWriter:
         elif output.text:
             delta = {"content": output.text}
         choice = {
-            "index": index,
+            "index": self._index,
             "delta": delta,
             "logprobs": None,
             "finish_reason": None if done is None else done.finish_reason,
@@ -114,24 +97,16 @@ class _ChoiceWriter:
 def token_logprobs(tokens: Sequence[Sampled], texts: TokenTexts) -> ChoiceLogprobs:
     """Chosen tokens in OpenAI's form, each with the most likely ones."""
 
-    def named(id: int, logprob: float) -> dict[str, Any]:
-        known = max(logprob, _LEAST_LOGPROB)
-        return {"token": texts.text(id), "logprob": known, "bytes": list(texts.bytes(id))}
+    def named(id: int, logprob: float | None) -> dict[str, Any]:
+        bytes = texts.bytes(id)
+        return {"token": texts.text(id), "logprob": shown_logprob(logprob), "bytes": list(bytes)}
 
     return ChoiceLogprobs(
         content=[
             TokenLogprob(
-                **named(each.token, each.logprob or 0.0),
+                **named(each.token, each.logprob),
                 top_logprobs=[TopLogprob(**named(*top)) for top in each.top_logprobs],
             )
             for each in tokens
         ]
     )
-
-
-def _counts(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Protocol
 
 from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from glmcompile.runtime.request import RequestOutput
 from glmcompile.serve.errors import as_api_error
 from glmcompile.serve.exchange import Exchange
+from glmcompile.serve.protocol.common import StreamOptions, token_usage
 
 DONE = b"data: [DONE]\n\n"
 
@@ -47,7 +49,6 @@ class EventStream(Response):
         except Exception as error:
             if not started:
                 raise
-            scope["state"]["error"] = error
             told = as_api_error(error, scope["state"]["request_id"])
             await send({"type": "http.response.body", "body": data(told.body), "more_body": True})
         finally:
@@ -61,19 +62,44 @@ def data(value: Any) -> bytes:
     return b"data: " + to_json(value) + b"\n\n"
 
 
-class ChunkWriter:
-    """Chunks of one answer in OpenAI's form; all that they share is serialised once."""
+class ChoiceWriter(Protocol):
+    """Turns one answer's outputs into the choices of its chunks."""
 
-    def __init__(self, shared: dict[str, Any]) -> None:
-        """shared: the fields before `choices`."""
-        self._before = b"data: " + to_json(shared)[:-1] + b',"choices":['
+    def next(self, output: RequestOutput) -> dict[str, Any] | None:
+        """The next chunk's choice; None while there is nothing to show."""
 
-    def choice(self, choice: dict[str, Any], usage: dict[str, int] | None = None) -> bytes:
-        """A chunk with one choice."""
-        if usage is None:
-            return self._before + to_json(choice) + b"]}\n\n"
-        return self._before + to_json(choice) + b'],"usage":' + to_json(usage) + b"}\n\n"
 
-    def usage(self, usage: Any) -> bytes:
-        """The chunk with the token counts, which has no choices."""
-        return self._before + b'],"usage":' + to_json(usage) + b"}\n\n"
+async def chunks(
+    exchange: Exchange,
+    shared: dict[str, Any],
+    writers: Sequence[ChoiceWriter],
+    options: StreamOptions | None,
+    per_prompt: int,
+) -> AsyncGenerator[bytes, None]:
+    """A streamed answer in OpenAI's form: chunks with a choice each, counts last, and `[DONE]`.
+
+    shared: what all chunks begin with, serialised once. per_prompt: answers of each prompt.
+    """
+    options = options or StreamOptions()
+    begin = b"data: " + to_json(shared)[:-1] + b',"choices":['
+    completion_tokens = 0
+    async for item in exchange.outputs():
+        if item.output.error is not None:
+            raise item.output.error
+        completion_tokens += len(item.output.token_ids)
+        choice = writers[item.index].next(item.output)
+        if choice is None:
+            continue
+        if options.continuous_usage_stats:
+            counts = {
+                "prompt_tokens": exchange.prompt_tokens,
+                "completion_tokens": completion_tokens,
+                "total_tokens": exchange.prompt_tokens + completion_tokens,
+            }
+            yield begin + to_json(choice) + b'],"usage":' + to_json(counts) + b"}\n\n"
+        else:
+            yield begin + to_json(choice) + b"]}\n\n"
+    if options.include_usage and exchange.finished:
+        counts = token_usage(exchange.usages, per_prompt)
+        yield begin + b'],"usage":' + to_json(counts) + b"}\n\n"
+    yield DONE

@@ -35,7 +35,8 @@ class Exchange:
     """All answers of one HTTP request; `close` it in any case, which cancels what is unfinished.
 
     A closed connection cancels everything, and `outputs` ends as soon as the engine has let go.
-    prompt_tokens: of all prompts. finished: the completions so far, by answer.
+    prompt_tokens: of all prompts. finished: the completions so far, by answer. error: what ended
+    one of them instead. gone: whether the client is.
     """
 
     def __init__(self, engine: Engine, receive: Receive, *, streamed: bool) -> None:
@@ -50,6 +51,7 @@ class Exchange:
         self._siblings: dict[int, list[tuple[int, Request]]] = {}
         self.prompt_tokens = 0
         self.finished: dict[int, Completion] = {}
+        self.error: Exception | None = None
         self.gone = False
         self._watcher = self._loop.create_task(self._watch())
 
@@ -86,6 +88,8 @@ class Exchange:
                     self._ids.pop(item.index, None)
                 if item.output.completion is not None:
                     self.finished[item.index] = item.output.completion
+                if item.output.error is not None:
+                    self.error = item.output.error
                 if not self.gone:
                     for index, request in self._siblings.pop(item.index, ()):
                         self._submit(index, request)

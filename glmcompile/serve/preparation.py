@@ -16,7 +16,7 @@ from glmcompile.errors import OverloadedError
 from glmcompile.runtime.engine import Engine
 from glmcompile.runtime.input_processor import Prompt
 from glmcompile.runtime.request import Request
-from glmcompile.runtime.sequence import SamplingParams
+from glmcompile.runtime.sampling_params import SamplingParams
 
 _NICE = 10
 
@@ -32,7 +32,9 @@ class Preparation:
         self._pending = 0
         self._threads = ThreadPoolExecutor(workers, "prepare", initializer=_yield_to_others)
 
-    async def prepare(self, prompt: Prompt, sampling: SamplingParams, **options: Any) -> Request:
+    async def prepare(
+        self, prompt: Prompt, sampling: SamplingParams | None = None, **options: Any
+    ) -> Request:
         """See Engine.prepare; raises OverloadedError besides, where too many wait."""
         return await self.run(partial(self._engine.prepare, prompt, sampling, **options))
 

@@ -12,14 +12,13 @@ from fastapi import Request as HttpRequest
 from glmcompile.errors import InputError
 from glmcompile.runtime.engine import Engine
 from glmcompile.runtime.input_processor import Prompt
-from glmcompile.runtime.sequence import SamplingParams
+from glmcompile.runtime.sampling_params import SamplingParams
 from glmcompile.serve.errors import ApiError, draining
 from glmcompile.serve.exchange import Exchange
 from glmcompile.serve.preparation import Preparation
+from glmcompile.serve.protocol.common import SEED_RANGE, Sampling
 from glmcompile.serve.settings import ServerSettings
 from glmcompile.serve.tokens import TokenTexts
-
-_SEED_RANGE = 2**64
 
 
 class Service:
@@ -52,18 +51,17 @@ class Service:
     @property
     def max_model_len(self) -> int:
         """Tokens of a prompt and its answer together."""
-        return self.engine.options.max_model_len or self.engine.model.context_length
+        return self.engine.context_length
 
     async def begin(
         self,
         http: HttpRequest,
+        body: Sampling,
         prompts: Sequence[Prompt],
         params: SamplingParams,
         *,
         n: int = 1,
         streamed: bool = False,
-        priority: int = 0,
-        timeout: float | None = None,
     ) -> Exchange:
         """Prepare and submit n answers to each prompt; the caller closes the exchange.
 
@@ -83,7 +81,10 @@ class Service:
             groups = [
                 [
                     await self.preparation.prepare(
-                        prompt, _seeded(params, place), priority=priority, timeout=timeout
+                        prompt,
+                        _seeded(params, place),
+                        priority=body.priority,
+                        timeout=body.timeout,
                     )
                     for place in range(n)
                 ]
@@ -99,4 +100,4 @@ class Service:
 def _seeded(params: SamplingParams, place: int) -> SamplingParams:
     if params.seed is None or place == 0:
         return params
-    return replace(params, seed=(params.seed + place) % _SEED_RANGE)
+    return replace(params, seed=(params.seed + place) % SEED_RANGE)

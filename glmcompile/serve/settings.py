@@ -37,9 +37,7 @@ class ServerSettings:
         if not self.model_names or not all(self.model_names):
             raise InputError("model_names is empty; give the model at least one name")
         if self.api_key is not None and not self.api_key:
-            raise InputError(
-                "api_key is empty; give a key, or none to leave the server open"
-            )
+            raise InputError("api_key is empty; give a key, or none to leave the server open")
         for name in ("max_body", "max_choices", "workers"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cached_property
 
 from tokenizers import Tokenizer
 
+from glmcompile.errors import InputError
+
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # SentencePiece's sign for a space.
 _SPACE_SIGN = "\u2581"
+
+
+# JSON has no infinity; OpenAI writes this for tokens that cannot be.
+_LEAST_LOGPROB = -9999.0
+
+
+def shown_logprob(logprob: float | None) -> float:
+    """A token's log-probability as JSON can hold it."""
+    return max(logprob or 0.0, _LEAST_LOGPROB)
 
 
 class TokenTexts:
@@ -33,6 +45,13 @@ class TokenTexts:
     def name(self, id: int) -> str:
         """A token as the vocabulary writes it; "" for ids that stand for none."""
         return self._tokenizer.id_to_token(id) or ""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of several, control tokens included. Raises InputError for what is no token."""
+        size = self._tokenizer.get_vocab_size()
+        if (wrong := next((id for id in ids if not 0 <= id < size), None)) is not None:
+            raise InputError(f"token id {wrong} is not in the vocabulary of {size} tokens")
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def _bytes(self, id: int) -> bytes:
         name = self.name(id)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from glmcompile.errors import InputError
 from glmcompile.runtime.input_processor import Prompt
-from glmcompile.runtime.sequence import SamplingParams
+from glmcompile.runtime.sampling_params import SamplingParams
 from glmcompile.serve.protocol.common import Harmless, Sampling, StreamOptions, TokenUsage
 
 _NOTHING = ((), "leave it out")

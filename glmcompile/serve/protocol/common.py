@@ -14,14 +14,15 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from glmcompile.errors import InputError
 from glmcompile.runtime.request import Usage
-from glmcompile.runtime.sequence import SamplingParams
+from glmcompile.runtime.sampling_params import SamplingParams
 
 # Each is compared with the answer's end at every token.
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 Stop = StopString | Annotated[list[StopString], Field(max_length=16)]
 
-_SEED_RANGE = 2**64
+SEED_RANGE = 2**64
 
 
 class Body(BaseModel):
@@ -97,7 +98,9 @@ class Sampling(Body):
         if options.get("top_k") == -1:
             options["top_k"] = 0
         if self.seed is not None:  # OpenAI's may be negative
-            options["seed"] = self.seed % _SEED_RANGE
+            options["seed"] = self.seed % SEED_RANGE
+        if self.logit_bias:
+            options["logit_bias"] = _by_token(self.logit_bias)
         return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **options)
 
 
@@ -105,6 +108,7 @@ _PLAIN_OPTIONS = (
     "temperature",
     "top_p",
     "top_k",
+    "min_p",
     "repetition_penalty",
     "frequency_penalty",
     "presence_penalty",
@@ -113,6 +117,13 @@ _PLAIN_OPTIONS = (
     "ignore_eos",
     "min_tokens",
 )
+
+
+def _by_token(bias: Mapping[str, float]) -> dict[int, float]:
+    """JSON's names are strings, OpenAI's of this field token ids."""
+    if wrong := next((name for name in bias if not name.isascii() or not name.isdigit()), None):
+        raise InputError(f"logit_bias: {wrong!r} is not a token id")
+    return {int(name): value for name, value in bias.items()}
 
 
 class StreamOptions(Body):

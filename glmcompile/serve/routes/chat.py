@@ -24,12 +24,11 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     model = service.model_name(body.model)
     exchange = await service.begin(
         request,
+        body,
         [body.prompt()],
         body.params(service.defaults),
         n=body.n,
         streamed=body.stream,
-        priority=body.priority,
-        timeout=body.timeout,
     )
     id = f"chatcmpl-{request.state.request_id}"
     answer = ChatAnswer(body, id, int(time.time()), model, service.texts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 
 from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from glmcompile.serve.errors import ERRORS, ApiError
 from glmcompile.serve.protocol.models import Model, ModelList
@@ -48,6 +49,12 @@ async def ready(request: Request) -> Response:
 async def version() -> dict[str, str]:
     """The version of this package."""
     return {"version": importlib.metadata.version("glmcompile")}
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """The engine's figures for Prometheus, under vLLM's names."""
+    return Response(request.app.state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _model(service: Service, name: str) -> Model:
