@@ -18,6 +18,7 @@ from glmcompile.errors import ClosedError, InputError
 from glmcompile.families import supported
 from glmcompile.runtime.core import EngineCore
 from glmcompile.runtime.faults import Faults
+from glmcompile.runtime.grammar import GrammarCompiler
 from glmcompile.runtime.input_processor import InputProcessor, Prompt
 from glmcompile.runtime.loop import EngineLoop
 from glmcompile.runtime.opening import open_core
@@ -53,6 +54,9 @@ class Engine:
         self.path, self.manifest, self.model = artifact.path, artifact.manifest, artifact.model
         self.context_length = options.context_length(self.model)
         self._inputs = InputProcessor(artifact.path, supported()[self.model.family], self.model)
+        self._grammars = GrammarCompiler(
+            self._inputs.prompts.tokenizer, self.model.vocab_size, self.model.eos_token_ids
+        )
         core = open_core(artifact, options, on_encoded=self._wake)
         self.num_blocks, self.cache_bytes = core.blocks.num_blocks, core.runner.cache_bytes
         Faults.parse(options.faults).inject(core.runner, core.encoder, self._inputs)
@@ -87,6 +91,7 @@ class Engine:
         params.check_vocabulary(self.model.vocab_size)
         if timeout is not None and not timeout > 0:
             raise InputError(f"timeout is {timeout!r}; expected seconds above 0")
+        grammar = None if params.grammar is None else self._grammars(params.grammar)
         ready = self._inputs(prompt)
         room = self.context_length - len(ready.token_ids)
         if room < 1:
@@ -109,7 +114,7 @@ class Engine:
         end_ids = frozenset((*ends, *params.stop_token_ids))
         request = Request(
             sequence,
-            SamplingState(params, ready.token_ids, end_ids),
+            SamplingState(params, ready.token_ids, end_ids, grammar),
             self.prompts.detokenizer(params.stop),
             end_ids,
             arrived,
