@@ -13,7 +13,7 @@ import click
 from glmcompile.errors import GlmcompileError
 
 # In the order of use. The module of this name holds the command as `command`.
-COMMANDS = ("compile", "run", "bench", "inspect")
+COMMANDS = ("compile", "run", "serve", "bench", "inspect")
 
 
 class _Commands(click.Group):
@@ -40,9 +40,10 @@ class _Commands(click.Group):
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] == "glmcompile":
                 raise
+            extra = "serve" if context.invoked_subcommand == "serve" else "compile"
             click.echo(
                 f"error: this command needs the package {error.name}; "
-                "install it with `pip install 'glmcompile[compile]'`.",
+                f"install it with `pip install 'glmcompile[{extra}]'`.",
                 err=True,
             )
             context.exit(2)
