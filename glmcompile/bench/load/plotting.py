@@ -17,9 +17,9 @@ _PANELS = {"ttft_ms": "TTFT (ms)", "tpot_ms": "TPOT (ms)", "e2e_ms": "end-to-end
 
 
 def plot_load(result: dict[str, Any], path: str | Path) -> None:
-    """Write a PNG, a row of panels for each kind of load. Raises GlmcompileError without matplotlib.
+    """Write the result of a `runner.run` as a PNG, a row of panels for each kind of load.
 
-    result: of `runner.run`.
+    Raises GlmcompileError without matplotlib.
     """
     levels = {
         kind: sorted(
