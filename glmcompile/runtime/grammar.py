@@ -38,7 +38,7 @@ MAX_EBNF_RULES = 200
 MAX_MULTIPLE = 10_000
 # llguidance's own are generous: a step may take 250 ms and its lexer 500 MB of states. These keep
 # a step to some 10 ms, and reject nothing smaller than a schema of sixty detailed tools.
-_LIMITS = {
+_LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 100_000,
     "step_lexer_fuel": 50_000,
     "step_max_items": 20_000,
