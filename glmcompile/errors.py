@@ -40,5 +40,21 @@ class InputError(GlmcompileError):
     """A request cannot be served as given: image, prompt length or sampling option."""
 
 
+class OverloadedError(GlmcompileError):
+    """The engine's queue is full. retry_after: seconds after which to try again."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ClosedError(GlmcompileError):
+    """The engine is closed, or is finishing what it has before it closes."""
+
+
+class DeadlineError(GlmcompileError):
+    """A request did not finish within its time-out."""
+
+
 class ComputeError(GlmcompileError):
-    """A step failed on a request that was served as given: logits that are not numbers."""
+    """A component failed on a request, twice, or gave it logits that are not numbers."""

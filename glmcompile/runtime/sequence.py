@@ -38,6 +38,7 @@ class Sequence:
     token_ids: prompt and answer.
     positions: int64 [axes, prompt tokens]; token i of the answer is at i + position_offset.
     max_tokens: length of the answer at which it ends, context and cache taken into account.
+    priority: the lower, the earlier it is admitted.
     num_computed_tokens: tokens whose keys and values are in the cache.
     num_cached_tokens: of those, how many were there before the request first ran.
     block_table: cache blocks in token order; block_hashes: keys of the full ones; the first
@@ -51,6 +52,7 @@ class Sequence:
     position_offset: int
     max_tokens: int
     images: tuple[ImageSpan, ...] = ()
+    priority: int = 0
     state: State = State.WAITING
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
@@ -65,6 +67,16 @@ class Sequence:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether what is left to compute belongs to the answer alone."""
+        return self.num_computed_tokens >= self.num_prompt_tokens
+
+    @property
+    def pending_images(self) -> list[ImageSpan]:
+        """Images some of whose tokens are still to be computed."""
+        return [span for span in self.images if span.end > self.num_computed_tokens]
 
     @property
     def answer_ids(self) -> list[int]:
