@@ -276,7 +276,11 @@ class GrammarProcessor:
         if self._matcher.is_error():
             raise InputError(f"the grammar cannot be followed: {_message(self._matcher)}")
         bits = np.unpackbits(self._allowed.view(np.uint8)[0], count=len(logits), bitorder="little")
-        np.copyto(logits, -np.inf, where=bits == 0)
+        # To +inf and -inf by arithmetic: a choice per token is up to eight times as slow.
+        limits = bits.astype(np.float32)
+        limits -= np.float32(0.5)
+        limits *= np.float32(np.inf)
+        np.minimum(logits, limits, out=logits)
 
     def accept(self, token: int) -> None:
         """Go on by a token.
