@@ -1,9 +1,9 @@
-"""Control tokens: which of them in a prompt are meant, and how those that are only text are encoded.
+"""Control tokens in prompts: which of them are meant, and how those that are text are encoded.
 
 A chat template writes control tokens (`<|user|>`, an image's placeholder) as text, between strings
-that came from anybody. So that a string can forge none, each is rendered with the letters of control
-tokens exchanged for lone surrogates, which no text may hold; what is a control token in the result
-was written by the template.
+that came from anybody. So that a string can forge none, each is rendered with the letters of
+control tokens exchanged for lone surrogates, which no text may hold; what is a control token in the
+result was written by the template.
 """
 
 from __future__ import annotations
@@ -103,23 +103,36 @@ class ControlTokens:
         Where all that looks like a control token is one, they are the tokenizer's own ids.
         Raises InputError when the prompt has more or fewer placeholders than there are images.
         """
-        counts = list(image_tokens)
         found = prompt.tokens().count(self._placeholder) if self._placeholder else 0
-        if found != len(counts):
+        if found != len(image_tokens):
             raise InputError(
-                f"the prompt has {found} image placeholders and {len(counts)} images were given; "
-                f"write {self._placeholder} once for each image"
+                f"the prompt has {found} image placeholders and {len(image_tokens)} images were "
+                f"given; write {self._placeholder} once for each image"
             )
-        plain = not self._normalized and prompt.controls == self.find(prompt.text)
-        tokenizer, names = (self._tokenizer, None) if plain else self._renamed_tokenizer()
-        pieces, end = [], 0
-        for start, stop in prompt.controls:
-            token = prompt.text[start:stop]
-            times = counts.pop(0) if token == self._placeholder else 1
-            pieces += [prompt.text[end:start], (names[token] if names else token) * times]
-            end = stop
-        pieces.append(prompt.text[end:])
-        return tokenizer.encode("".join(pieces), add_special_tokens=add_special_tokens).ids
+        tokenizer, text = self._tokenizer, prompt.text
+        if self._normalized or prompt.controls != self.find(text):
+            tokenizer, names = self._renamed_tokenizer()
+            pieces, end = [], 0
+            for start, stop in prompt.controls:
+                pieces += [text[end:start], names[text[start:stop]]]
+                end = stop
+            text = "".join([*pieces, text[end:]])
+        ids = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return self._repeat_placeholders(ids, image_tokens) if image_tokens else ids
+
+    def _repeat_placeholders(self, ids: list[int], counts: Sequence[int]) -> list[int]:
+        """Ids with each placeholder repeated: the same as those of the repeated text, but quicker,
+        as an added token never depends on its neighbours."""
+        assert self._placeholder is not None  # `encode` has counted as many as there are images
+        image = self._tokenizer.token_to_id(self._placeholder)
+        assert image is not None
+        repeated, end = [], 0
+        for count in counts:
+            start = ids.index(image, end)
+            repeated += ids[end:start]
+            repeated += [image] * count
+            end = start + 1
+        return repeated + ids[end:]
 
     def _marked(self, token: str) -> str:
         return chr(self._marks[ord(token[0])]) + token[1:]

@@ -29,9 +29,7 @@ _LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def fetch(
-    url: str, where: str, hosts: Sequence[str], timeout: float, max_bytes: int
-) -> bytes:
+def fetch(url: str, where: str, hosts: Sequence[str], timeout: float, max_bytes: int) -> bytes:
     """The body of an `https://` URL.
 
     where: names the URL in errors.
@@ -70,9 +68,7 @@ def is_public(address: Address) -> bool:
 class _PinnedConnection(http.client.HTTPSConnection):
     """TLS for a host's name, to addresses that were judged before."""
 
-    def __init__(
-        self, host: str, port: int, addresses: Sequence[Address], timeout: float
-    ) -> None:
+    def __init__(self, host: str, port: int, addresses: Sequence[Address], timeout: float) -> None:
         self._tls = ssl.create_default_context()
         super().__init__(host, port, timeout=timeout, context=self._tls)
         self._addresses = addresses
@@ -91,9 +87,7 @@ class _PinnedConnection(http.client.HTTPSConnection):
 def _allowed(url: str, where: str, hosts: Sequence[str]) -> SplitResult:
     """The URL's parts, when the policy names its host."""
     if not hosts:
-        raise InputError(
-            f"{where}: images are not fetched; give a file or a data: URL instead"
-        )
+        raise InputError(f"{where}: images are not fetched; give a file or a data: URL instead")
     try:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").rstrip("."), parts.port or 443

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL import WebPImagePlugin as _  # or Pillow imports its forty others to find this one
+from PIL import Image, ImageOps, UnidentifiedImageError, WebPImagePlugin
 
 from glmcompile.errors import InputError
 
 # What browsers, phones and screenshots write. Pillow's decoders of rarer formats are less tested
-# and call more libraries (TIFF, JPEG 2000, AVIF); no file of a stranger reaches them.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+# and call more libraries (TIFF, JPEG 2000, AVIF); no file of a stranger reaches them. WebP's plugin
+# is imported by name because Pillow would import its forty others to find it.
+FORMATS = ("PNG", "JPEG", WebPImagePlugin.WebPImageFile.format, "GIF", "BMP")
 
 # Of oddities in a file that is read all the same; nobody who sent one would see them.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -40,9 +40,7 @@ def decode_rgb(data: bytes, where: str, max_source_pixels: int) -> Image.Image:
     except InputError:
         raise
     except Image.DecompressionBombError:
-        raise InputError(
-            f"{where}: the image has too many pixels; scale it down first"
-        ) from None
+        raise InputError(f"{where}: the image has too many pixels; scale it down first") from None
     except Exception as error:  # decoders of damaged files raise nearly anything
         reason = "no known image format" if isinstance(error, UnidentifiedImageError) else error
         raise InputError(

@@ -83,7 +83,7 @@ class ImageProcessor:
         filter = Image.Resampling(self._vision.processor.resample)
         resized = np.asarray(rgb.resize((width, height), filter))
         digest = hashlib.sha256(f"{height}x{width}:".encode())
-        digest.update(resized)
+        digest.update(resized.data)
         side = self._vision.patch_size
         return ProcessedImage(resized, (1, height // side, width // side), digest.digest(), self)
 
@@ -104,7 +104,6 @@ class ImageProcessor:
             for channel in range(channels):
                 made[:, channel] = self._levels[channel].take(flat[:, channel])[:, None]
         return patches.reshape(rows * columns, -1)
-
 
     def _bounded(self, max_pixels: int | None) -> VisionConfig:
         """The encoder's description with a lower bound on pixels. Raises InputError for one that

@@ -104,9 +104,7 @@ def _read_string(source: str, where: str, policy: InputPolicy) -> bytes:
         return _read_file_url(source, where, policy)
     if policy.open_paths:
         return _read_file(Path(source), f"{where}: no such image file", policy)
-    raise InputError(
-        f"{where}: paths are not opened; give the image as data:image/png;base64,..."
-    )
+    raise InputError(f"{where}: paths are not opened; give the image as data:image/png;base64,...")
 
 
 def _decode_data_url(url: str, where: str, policy: InputPolicy) -> bytes:

@@ -169,10 +169,8 @@ class PromptBuilder:
         Raises InputError when the prompt has more or fewer placeholders than there are images.
         """
         bos = self._template.special_tokens.get("bos_token")
-        bare = prompt.from_template and (
-            self._family.image_placeholder is None
-            or (bos is not None and prompt.text.startswith(bos))
-        )
+        begins = bos is not None and prompt.text.startswith(bos) and bos in prompt.tokens()[:1]
+        bare = prompt.from_template and (self._family.image_placeholder is None or begins)
         return self._controls.encode(prompt, image_tokens, add_special_tokens=not bare)
 
     def detokenizer(self, stop: Sequence[str] = ()) -> Detokenizer:
