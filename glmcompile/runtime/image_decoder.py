@@ -25,9 +25,10 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 def decode_rgb(data: bytes, where: str, max_source_pixels: int) -> Image.Image:
     """An image file in RGB, as transformers' `load_image` and `convert_to_rgb` make it.
 
-    That is upright by its EXIF orientation, without its alpha channel, with a colour that a palette
-    or file declares transparent made white. Of an animation it is the first frame. Raises InputError for other formats than FORMATS, for
-    damaged files, and for more pixels than allowed, which the file's header says.
+    That is upright by its EXIF orientation, without its alpha channel, and with a colour that the
+    file declares transparent made white. Of an animation it is the first frame.
+    Raises InputError for other formats than FORMATS, for damaged files, and for more pixels than
+    allowed, which the file's header says.
     """
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)

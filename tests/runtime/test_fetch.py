@@ -156,6 +156,7 @@ def test_an_allowed_host_is_fetched(web: Callable[..., bytes], port: int) -> Non
         ("redirect/http://images.test/image", "only https"),
         ("redirect/https://other.test/image", "images from other.test are not allowed"),
         ("redirect/file:///etc/passwd", "only https"),
+        ("redirect/https://[", "no valid URL|not a valid URL"),
         ("image/\r\nX: y", "not a valid URL|failed"),
     ],
 )
