@@ -14,10 +14,11 @@ __all__ = ["compile", "load"]
 def load(engine: str | Path, **options: Any) -> Engine:
     """Open an engine directory for `generate`, `stream` and `step`.
 
-    options: the fields of glmcompile.runtime.engine.EngineOptions (threads, max_sequences, ...).
+    options: the fields of glmcompile.runtime.options.EngineOptions (threads, max_sequences, ...).
     Raises ArtifactError when the directory is not an engine, is damaged, or needs another machine.
     """
-    from glmcompile.runtime.engine import Engine, EngineOptions
+    from glmcompile.runtime.engine import Engine
+    from glmcompile.runtime.options import EngineOptions
 
     return Engine(engine, EngineOptions(**options))
 

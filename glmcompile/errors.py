@@ -38,3 +38,23 @@ class NativeLibraryError(GlmcompileError):
 
 class InputError(GlmcompileError):
     """A request cannot be served as given: image, prompt length or sampling option."""
+
+
+class OverloadedError(GlmcompileError):
+    """The engine's queue is full. retry_after: seconds after which to try again."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ClosedError(GlmcompileError):
+    """The engine is closed, or is finishing what it has before it closes."""
+
+
+class DeadlineError(GlmcompileError):
+    """A request did not finish within its time-out."""
+
+
+class ComputeError(GlmcompileError):
+    """A component failed on a request, twice, or gave it logits that are not numbers."""

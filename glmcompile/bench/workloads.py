@@ -1,9 +1,8 @@
 """The work that is timed: one function per workload, from an engine and a repetition to figures.
 
-Nothing is answered from a cache: in the engines that are timed (`open_engine`) prefix reuse is off
-and image features are kept for one image at most, which is forgotten before every measurement; and
-each repetition has a prompt of its own. The engines of a comparison get the same prompt in the same
-repetition.
+Nothing is answered from a cache: in the engines that are timed (`open_engine`) neither prefixes nor
+image features are reused, and each repetition has a prompt of its own. The engines of a comparison
+get the same prompt in the same repetition.
 """
 
 from __future__ import annotations
@@ -20,10 +19,11 @@ from numpy.typing import NDArray
 
 from glmcompile.evaluate.samples import EvaluationSample
 from glmcompile.families import supported
-from glmcompile.runtime.engine import Engine, EngineOptions
+from glmcompile.runtime.engine import Engine
+from glmcompile.runtime.options import EngineOptions
 from glmcompile.runtime.prompt import PromptBuilder
 from glmcompile.runtime.request import Completion
-from glmcompile.runtime.sequence import SamplingParams
+from glmcompile.runtime.sampling_params import SamplingParams
 
 PROMPT_TOKENS = 512  # of a text model's single request
 REQUEST_TOKENS = 256  # of text prompts that arrive together
@@ -89,19 +89,17 @@ class Workloads:
         """
         length = min(context - self.answer_tokens // 2, self.context_length - self.answer_tokens)
         engine.clear_caches()
-        engine.add_request(
-            self._sampling(self.answer_tokens), token_ids=self.text.prompt(length, repetition)
-        )
-        while not any(output.token_ids for output in engine.step()):
-            pass
-        began, in_graphs = time.perf_counter(), engine.graph_seconds
-        steps = 0
-        while engine.has_work:
-            steps += len(engine.step())
-        seconds, in_graphs = time.perf_counter() - began, engine.graph_seconds - in_graphs
+        sampling = self._sampling(self.answer_tokens)
+        with engine.stream(sampling, token_ids=self.text.prompt(length, repetition)) as stream:
+            stream.wait()
+            began, in_graphs = engine.graph_seconds()
+            while stream.completion is None:
+                stream.wait()
+            ended, graphs_after = engine.graph_seconds()
         return {
-            f"decode_tokens_per_s.{context}": steps / seconds,
-            f"decode_python_percent.{context}": 100 * (1 - in_graphs / seconds),
+            f"decode_tokens_per_s.{context}": 1 / stream.completion.timings.per_token,
+            f"decode_python_percent.{context}": 100
+            * (1 - (graphs_after - in_graphs) / (ended - began)),
         }
 
     def encode_phone_screen(self, engine: Engine, repetition: int) -> dict[str, float]:

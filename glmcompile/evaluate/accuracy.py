@@ -19,7 +19,7 @@ from glmcompile.evaluate.samples import (
 )
 from glmcompile.progress import Progress, Silent
 from glmcompile.runtime.engine import Engine
-from glmcompile.runtime.sequence import SamplingParams
+from glmcompile.runtime.sampling_params import SamplingParams
 from glmcompile.runtime.teacher_forcing import AnswerEncoder, TeacherForcing
 
 # Longest answer waited for, over twice the longest expected one.

@@ -8,7 +8,8 @@ part of the key.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -99,6 +100,23 @@ class BlockManager:
         sequence.block_table = []
         sequence.num_committed_blocks = 0
         sequence.num_computed_tokens = 0
+
+    def check_integrity(self, sequences: Iterable[Sequence]) -> None:
+        """Every block is free, cached or owned, once; `sequences` are all that own any.
+
+        Raises AssertionError naming a block for which that does not hold.
+        """
+        owners = Counter(block for sequence in sequences for block in sequence.block_table)
+        free = Counter(self._free)
+        for block, references in enumerate(self._ref_counts):
+            places = free[block] + (block in self._cached) + (references > 0)
+            assert places == 1, f"block {block} is in {places} of free, cached and owned"
+            assert references == owners[block], (
+                f"block {block} has {owners[block]} owners and {references} references"
+            )
+            known = self._hashes[block]
+            assert known is None or self._by_hash[known] == block, f"block {block} is misfiled"
+            assert known is not None or block not in self._cached, f"block {block} has no key"
 
     def reset_cache(self) -> None:
         """Forget all cached contents; blocks in use stay with their sequences."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,6 @@ from numpy.typing import NDArray
 
 from glmcompile.config import ModelConfig
 from glmcompile.errors import ArtifactError
-from glmcompile.families import Family
-from glmcompile.runtime.image_processor import ProcessedImage
 from glmcompile.runtime.kv_cache import KVCacheShape
 from glmcompile.runtime.sequence import Chunk
 
@@ -41,20 +38,17 @@ class ModelRunner:
 
     def __init__(
         self,
-        sessions: Mapping[str, ort.InferenceSession],
-        family: Family,
+        embedding: ort.InferenceSession,
+        decoder: ort.InferenceSession,
         model: ModelConfig,
         cache: KVCacheShape,
         num_blocks: int,
         limits: Limits,
-        encoder_cache_bytes: int,
     ) -> None:
-        self._vision = sessions.get("vision_encoder")
-        self._embedding = _Binding(sessions["embedding"])
-        self._decoder = _Binding(sessions["decoder"])
-        self._family = family
+        self._embedding = _Binding(embedding)
+        self._decoder = _Binding(decoder)
         self._model = model
-        self._encoder_cache = EncoderCache(encoder_cache_bytes)
+        self.cache_bytes = num_blocks * cache.block_bytes
         tokens, sequences = limits.max_tokens, limits.max_sequences
         self._input_ids = np.empty(tokens, np.int64)
         self._embeds = np.empty((tokens, model.hidden_size), np.float32)
@@ -69,54 +63,34 @@ class ModelRunner:
             for kind in ("key", "value"):
                 self._decoder.input(f"{kind}_cache.{layer}", cache.pool(num_blocks))
 
-    def run(self, chunks: Sequence[Chunk]) -> tuple[NDArray[np.float32], list[float]]:
+    def run(
+        self, chunks: Sequence[Chunk], features: Mapping[bytes, NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
         """Compute a step: fill the chunks' cache slots and give the logits of those that sample.
 
-        Returns logits float32 [chunks that sample, vocab], which the next call overwrites, and the
-        seconds each chunk spent in the vision encoder.
+        features: float32 [image tokens, hidden] of every image in the chunks, by its digest.
+        Returns logits float32 [chunks that sample, vocab], which the next call overwrites. Running
+        the same chunks again writes the same slots, so a call that failed may be repeated.
         """
         total = self._pack(chunks)
-        features, feature_rows, seconds = self._image_features(chunks)
         embeds = self._embeds[:total]
         self._embedding.input("input_ids", self._input_ids[:total])
-        if self._vision is not None:
-            self._embedding.input("image_features", features)
-            self._embedding.input("image_token_indices", feature_rows)
+        if self._model.vision is not None:
+            image_features, rows = self._image_features(chunks, features)
+            self._embedding.input("image_features", image_features)
+            self._embedding.input("image_token_indices", rows)
         self._embedding.output("inputs_embeds", embeds)
         self._embedding.run()
         self._decoder.input("inputs_embeds", embeds)
-        rows = sum(chunk.samples for chunk in chunks)
-        logits = self._logits[:rows]
+        logits = self._logits[: sum(chunk.samples for chunk in chunks)]
         self._decoder.output("logits", logits)
         self._decoder.run()
-        return logits, seconds
-
-    def encode(self, image: ProcessedImage) -> NDArray[np.float32]:
-        """Image features float32 [image tokens, hidden], from the cache where it has them.
-
-        One image per call: the result then depends on nothing but the image.
-        """
-        features = self._encoder_cache.get(image.digest)
-        if features is None:
-            assert self._vision is not None
-            assert self._family.vision_inputs is not None
-            assert self._model.vision is not None
-            grid = np.array([image.grid_thw], np.int64)
-            inputs: dict[str, NDArray[Any]] = dict(
-                self._family.vision_inputs(grid, self._model.vision)
-            )
-            inputs["pixel_values"] = image.pixel_values
-            (features,) = self._vision.run(["image_features"], inputs)
-            self._encoder_cache.put(image.digest, features)
-        return features
+        return logits
 
     @property
     def graph_seconds(self) -> float:
         """Time spent in the graphs of embedding and decoder since they were opened."""
         return self._embedding.seconds + self._decoder.seconds
-
-    def clear_encoder_cache(self) -> None:
-        self._encoder_cache.clear()
 
     def _pack(self, chunks: Sequence[Chunk]) -> int:
         """Write the decoder's integer inputs; returns the number of packed tokens."""
@@ -152,62 +126,29 @@ class ModelRunner:
         return total
 
     def _image_features(
-        self, chunks: Sequence[Chunk]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64], list[float]]:
-        """Features of the image tokens in the chunks, their packed rows, and encoding seconds."""
+        self, chunks: Sequence[Chunk], features: Mapping[bytes, NDArray[np.float32]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Features of the image tokens in the chunks, and their rows among the packed tokens."""
         parts: list[NDArray[np.float32]] = []
         rows: list[NDArray[np.int64]] = []
-        seconds: list[float] = []
         offset = 0
         for chunk in chunks:
-            spent = 0.0
             for span in chunk.sequence.images:
                 start, end = max(span.start, chunk.start), min(span.end, chunk.end)
                 if start >= end:
                     continue
-                began = time.perf_counter()
-                features = self.encode(span.image)
-                spent += time.perf_counter() - began
-                parts.append(features[start - span.start : end - span.start])
+                parts.append(features[span.image.digest][start - span.start : end - span.start])
                 first = offset + start - chunk.start
                 rows.append(np.arange(first, first + end - start))
-            seconds.append(spent)
             offset += chunk.count
         if not parts:
-            return self._no_features, _NO_ROWS, seconds
+            return self._no_features, _NO_ROWS
         if len(parts) == 1:
-            return parts[0], rows[0], seconds
-        return np.concatenate(parts), np.concatenate(rows), seconds
+            return parts[0], rows[0]
+        return np.concatenate(parts), np.concatenate(rows)
 
 
 _NO_ROWS = np.empty(0, np.int64)
-
-
-class EncoderCache:
-    """Image features by image digest; the least recently used go when there are too many bytes."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._features: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
-
-    def get(self, digest: bytes) -> NDArray[np.float32] | None:
-        features = self._features.get(digest)
-        if features is not None:
-            self._features.move_to_end(digest)
-        return features
-
-    def put(self, digest: bytes, features: NDArray[np.float32]) -> None:
-        """Keep features. The newest stay, whatever their size: later chunks want them again."""
-        self._features[digest] = features
-        self._bytes += features.nbytes
-        while self._bytes > self._max_bytes and len(self._features) > 1:
-            _, oldest = self._features.popitem(last=False)
-            self._bytes -= oldest.nbytes
-
-    def clear(self) -> None:
-        self._features.clear()
-        self._bytes = 0
 
 
 class _Binding:

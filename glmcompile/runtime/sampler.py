@@ -1,10 +1,10 @@
-"""The next token from logits: penalties, temperature, top-k, top-p, one generator per request.
+"""The next token from logits: processors, temperature, top-k, top-p, min-p, one generator each.
 
-Order and formulas as in Hugging Face's logits processors and vLLM's sampler: min_tokens mask,
-repetition penalty (CTRL, Keskar et al. 2019: positive logits divided, negative multiplied, over
-prompt and answer), frequency and presence penalties (OpenAI: subtracted, over the answer alone),
-temperature, top-k (ties with the k-th kept), top-p on what is left, renormalised (Holtzman et al.
-2020: the smallest set of most likely tokens that reaches p).
+Order and formulas as in Hugging Face's logits processors and vLLM's sampler: bias, penalties,
+grammar, min_tokens mask (logits.py), temperature, top-k (ties with the k-th kept), top-p on what is
+left, renormalised (Holtzman et al. 2020: the smallest set of most likely tokens that reaches p),
+min-p (Nguyen et al. 2024: tokens of at least that share of the largest probability; last, as in
+Hugging Face's).
 """
 
 from __future__ import annotations
@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glmcompile.runtime.sequence import SamplingParams
+from glmcompile.errors import ComputeError
+from glmcompile.runtime.logits import (
+    Constraint,
+    FrequencyPresencePenalty,
+    LogitBias,
+    LogitsProcessor,
+    MinTokens,
+    RepetitionPenalty,
+)
+from glmcompile.runtime.sampling_params import SamplingParams
 
 # Most probability lies on few tokens; sorting these alone nearly always settles top-p.
 _NUCLEUS_GUESS = 512
@@ -38,92 +47,125 @@ class SamplingState:
     """What choosing one request's tokens depends on besides the logits.
 
     The generator is the request's own, and each token takes one number from it, so neither the
-    batch nor a preemption changes what a seed gives.
+    batch nor a preemption changes what a seed gives. Forced tokens take none.
     """
 
     def __init__(
-        self, params: SamplingParams, prompt_ids: Sequence[int], end_ids: Collection[int]
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        end_ids: Collection[int],
+        grammar: Constraint | None = None,
     ) -> None:
-        """end_ids: tokens that end the answer, masked until it has min_tokens."""
+        """end_ids: tokens that end the answer, masked until it has min_tokens.
+
+        grammar: params.grammar, compiled, for this request alone.
+        """
         self.params = params
-        self.end_ids = np.array(sorted(set(end_ids)), np.int64)
         # Greedy requests draw nothing, and importing numpy.random takes longer than answering some.
         self._generator = np.random.default_rng(params.seed) if params.temperature > 0 else None
-        self._num_tokens = 0
-        self._penalised = params.frequency_penalty != 0 or params.presence_penalty != 0
-        self._repeats = params.repetition_penalty != 1
-        self._seen = np.array(list(set(prompt_ids)) if self._repeats else [], np.int64)
-        self._answer_ids = np.empty(0, np.int64)
-        self._counts = np.empty(0, np.float32)
+        self._grammar = grammar
+        self._processors: list[LogitsProcessor] = []
+        if params.logit_bias:
+            self._processors.append(LogitBias(params.logit_bias))
+        if params.repetition_penalty != 1:
+            self._processors.append(RepetitionPenalty(params.repetition_penalty, prompt_ids))
+        if params.frequency_penalty != 0 or params.presence_penalty != 0:
+            self._processors.append(
+                FrequencyPresencePenalty(params.frequency_penalty, params.presence_penalty)
+            )
+        if grammar is not None:
+            self._processors.append(grammar)
+        # Last, because it gives way where the others leave nothing but an end.
+        self._min_tokens = MinTokens(params.min_tokens, end_ids)
+        if params.min_tokens:
+            self._processors.append(self._min_tokens)
 
     @property
     def takes_argmax(self) -> bool:
         """Whether the next token is simply that of the largest logit."""
         return (
-            self.params.temperature == 0
-            and not self._penalised
-            and not self._repeats
-            and self.params.logprobs is None
-            and self._num_tokens >= self.params.min_tokens
+            self.params.temperature == 0 and self.params.logprobs is None and not self._processors
         )
 
-    def accept(self, token: int) -> None:
-        """Count a chosen token."""
-        self._num_tokens += 1
-        if self._repeats and token not in self._seen:
-            self._seen = np.append(self._seen, token)
-        if self._penalised:
-            place = np.flatnonzero(self._answer_ids == token)
-            if len(place):
-                self._counts[place] += 1
-            else:
-                self._answer_ids = np.append(self._answer_ids, token)
-                self._counts = np.append(self._counts, np.float32(1))
+    @property
+    def finished(self) -> bool:
+        """Whether the grammar is complete, so that the answer can only end."""
+        return self._grammar is not None and self._grammar.finished
 
-    def penalise(self, logits: NDArray[np.float32]) -> None:
-        """Change logits [vocab] in place by min_tokens and the penalties."""
-        params = self.params
-        if self._num_tokens < params.min_tokens:
-            logits[self.end_ids] = -np.inf
-        if self._repeats:
-            seen = logits[self._seen]
-            penalty = np.float32(params.repetition_penalty)
-            logits[self._seen] = np.where(seen > 0, seen / penalty, seen * penalty)
-        if self._penalised:
-            logits[self._answer_ids] -= np.float32(
-                params.frequency_penalty
-            ) * self._counts + np.float32(params.presence_penalty)
+    def forced(self) -> list[int]:
+        """Tokens that the grammar leaves no choice about, which need not be computed.
+
+        Each that is kept must be accepted. None where logprobs are wanted, which forced tokens
+        do not have.
+        """
+        if self._grammar is None or self.params.logprobs is not None:
+            return []
+        return self._grammar.forced()
+
+    def accept(self, token: int) -> None:
+        """Count a chosen or forced token. Raises ComputeError for one that a grammar forbids."""
+        for processor in self._processors:
+            processor.accept(token)
+        if self._min_tokens.left == 0 and self._min_tokens in self._processors:
+            self._processors.remove(self._min_tokens)
+
+    def mask(self, logits: NDArray[np.float32]) -> None:
+        """Change logits [vocab] in place by every processor, in order."""
+        for processor in self._processors:
+            processor.mask(logits)
 
     def draw(self, logits: NDArray[np.float32]) -> int:
-        """Choose a token by penalised logits [vocab]."""
+        """Choose a token by masked logits [vocab]."""
         params = self.params
         if self._generator is None:
             return int(logits.argmax())
-        ids, probabilities = candidates(logits, params.temperature, params.top_k, params.top_p)
+        ids, probabilities = candidates(
+            logits, params.temperature, params.top_k, params.top_p, params.min_p
+        )
         cumulative = np.cumsum(probabilities)
-        # Always below the total, by the generator's half-open interval.
         point = self._generator.random() * cumulative[-1]
-        return int(ids[min(np.searchsorted(cumulative, point, side="right"), len(ids) - 1)])
+        # The product may round up to the total, which the last token that can be drawn reaches.
+        last = np.searchsorted(cumulative, cumulative[-1])
+        return int(ids[min(np.searchsorted(cumulative, point, side="right"), last)])
 
 
-def sample(logits: NDArray[np.float32], states: Sequence[SamplingState]) -> list[Sampled]:
+def sample(
+    logits: NDArray[np.float32], states: Sequence[SamplingState]
+) -> list[Sampled | Exception]:
     """Choose one token per row of logits float32 [rows, vocab], which it may overwrite.
 
-    The states are not advanced; call `accept` for each token that is kept.
+    A row that gives no token has its exception in its place and touches no other: ComputeError for
+    logits that are not numbers or allow nothing, and whatever a processor raises. The states are
+    not advanced; call `accept` for each token that is kept.
     """
     if all(state.takes_argmax for state in states):
-        return [Sampled(token) for token in logits.argmax(axis=1).tolist()]
+        tokens = logits.argmax(axis=1)  # a NaN is the largest to argmax, so one look finds any
+        largest = logits[np.arange(len(tokens)), tokens]
+        if np.isfinite(largest).all():
+            return [Sampled(token) for token in tokens.tolist()]
     return [_sample_row(row, state) for row, state in zip(logits, states, strict=True)]
 
 
 def candidates(
-    logits: NDArray[np.float32], temperature: float, top_k: int, top_p: float
+    logits: NDArray[np.float32], temperature: float, top_k: int, top_p: float, min_p: float = 0.0
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Tokens that can be drawn and their probabilities, the most likely first.
 
     Equally likely tokens come in the order of their ids. Without top_k and top_p the order is that
     of the ids, which needs no sorting.
     """
+    ids, probabilities = _most_likely(logits, temperature, top_k, top_p)
+    if min_p == 0:
+        return ids, probabilities
+    kept = probabilities >= min_p * probabilities.max()
+    return ids[kept], probabilities[kept] / probabilities[kept].sum()
+
+
+def _most_likely(
+    logits: NDArray[np.float32], temperature: float, top_k: int, top_p: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """What temperature, top-k and top-p leave."""
     largest, ids = logits.max(), None
     if 0 < top_k < len(logits):
         ids = np.flatnonzero(logits >= np.partition(logits, -top_k)[-top_k])
@@ -162,16 +204,35 @@ def _nucleus(
     return ids[:count], kept / kept.sum()
 
 
-def _sample_row(logits: NDArray[np.float32], state: SamplingState) -> Sampled:
+def _sample_row(logits: NDArray[np.float32], state: SamplingState) -> Sampled | Exception:
     wanted = state.params.logprobs
-    if wanted is None:
-        state.penalise(logits)
-        return Sampled(state.draw(logits))
+    try:
+        if not np.isfinite(logits.max()):
+            raise ComputeError(
+                "the model's logits are not numbers, so no token can be chosen; "
+                "its weights or this input overflow"
+            )
+        logprobs = None if wanted is None else _logprobs(logits)
+        state.mask(logits)
+        if logits.max() == -np.inf:
+            raise ComputeError("no token is left to choose: the request's grammar rules out all")
+        token = state.draw(logits)
+    except Exception as error:
+        return error
+    if wanted is None or logprobs is None:
+        return Sampled(token)
+    return _reported(token, logprobs, wanted)
+
+
+def _logprobs(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     logprobs = logits.astype(np.float64)
     logprobs -= logprobs.max()
     logprobs -= np.log(np.exp(logprobs).sum())
-    state.penalise(logits)
-    token = state.draw(logits)
+    return logprobs
+
+
+def _reported(token: int, logprobs: NDArray[np.float64], wanted: int) -> Sampled:
+    """The token with its log-probability and those of the most likely `wanted` tokens."""
     count = min(wanted, len(logprobs))
     top = np.argpartition(logprobs, -count)[-count:] if count else np.empty(0, np.int64)
     top = top[np.lexsort((top, -logprobs[top]))]

@@ -9,7 +9,9 @@ import pytest
 from glmcompile.bench.compare import make_workloads
 from glmcompile.bench.workloads import open_engine
 from glmcompile.runtime.engine import Engine
-from glmcompile.runtime.sequence import SamplingParams
+from glmcompile.runtime.input_processor import Prompt
+from glmcompile.runtime.request import Request
+from glmcompile.runtime.sampling_params import SamplingParams
 from tests.engines import TinyEngine
 
 
@@ -31,20 +33,20 @@ def test_decode_is_measured_around_its_context(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     added: list[dict] = []
-    add = engine.add_request
+    prepare = engine.prepare
 
-    def record(sampling: SamplingParams, **request: list[int]) -> int:
-        added.append({"answer": sampling.max_tokens, "prompt": len(request["token_ids"])})
-        return add(sampling, **request)
+    def record(prompt: Prompt, sampling: SamplingParams) -> Request:
+        added.append({"answer": sampling.max_tokens, "prompt": len(prompt.token_ids or ())})
+        return prepare(prompt, sampling)
 
-    monkeypatch.setattr(engine, "add_request", record)
+    monkeypatch.setattr(engine, "prepare", record)
     workloads = make_workloads(engine, 8, None)
     context = engine.model.context_length
     figures = [workloads.decode(engine, 0, each) for each in (64, context)]
     # The last answer token is never fed back, so the longest context is filled to the end.
     assert added == [{"answer": 8, "prompt": 60}, {"answer": 8, "prompt": context - 8}]
     assert 0 < figures[0]["decode_python_percent.64"] < 100
-    assert not engine.has_work
+    assert engine.stats().running == 0
 
 
 def test_repeating_a_request_computes_all_of_it_again(

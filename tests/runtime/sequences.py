@@ -9,7 +9,8 @@ from collections.abc import Sequence as Items
 import numpy as np
 
 from glmcompile.runtime.image_processor import ProcessedImage
-from glmcompile.runtime.sequence import ImageSpan, SamplingParams, Sequence
+from glmcompile.runtime.sampling_params import SamplingParams
+from glmcompile.runtime.sequence import ImageSpan, Sequence
 
 _ids = itertools.count()
 

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glmcompile.errors import ArtifactError, InputError
-from glmcompile.runtime.engine import Engine, EngineOptions
-from glmcompile.runtime.model_runner import EncoderCache
-from glmcompile.runtime.sequence import SamplingParams
-from tests.engines import TinyEngine
+from glmcompile.errors import ArtifactError, ClosedError, InputError, OverloadedError
+from glmcompile.runtime.encoder import EncoderCache
+from glmcompile.runtime.engine import Engine
+from glmcompile.runtime.input_processor import Prompt
+from glmcompile.runtime.options import EngineOptions
+from glmcompile.runtime.request import Completion, RequestOutput
+from glmcompile.runtime.sampling_params import SamplingParams
+from tests.engines import TinyEngine, wait_until_idle
 from tests.runtime.images import noise
 
 Engines = Callable[[str], TinyEngine]
@@ -33,32 +36,36 @@ def engine(shared_engine: Engine) -> Iterator[Engine]:
     """A text engine with empty caches; a test must leave it without work and without blocks."""
     shared_engine.clear_caches()
     yield shared_engine
-    while shared_engine.has_work:
-        shared_engine.step()
-    assert shared_engine._blocks.num_free_blocks == shared_engine.num_blocks
-    assert not shared_engine._scheduler.has_work
-    assert not shared_engine._streams
+    wait_until_idle(shared_engine)
+    shared_engine.check_integrity()
 
 
-class CountingSession:
-    """Counts the runs of a session."""
+class Recorder:
+    """Takes a request's outputs on the stepping thread."""
 
-    def __init__(self, session: Any) -> None:
-        self.session, self.count = session, 0
+    def __init__(self) -> None:
+        self.outputs: list[RequestOutput] = []
+        self.finished = threading.Event()
 
-    def run(self, *arguments: Any) -> Any:
-        self.count += 1
-        return self.session.run(*arguments)
+    def __call__(self, output: RequestOutput) -> None:
+        self.outputs.append(output)
+        if output.finished:
+            self.finished.set()
+
+    @property
+    def completion(self) -> Completion:
+        assert self.finished.wait(300)
+        assert self.outputs[-1].completion is not None, self.outputs[-1].error
+        return self.outputs[-1].completion
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token for output in self.outputs for token in output.token_ids]
 
 
-def run(engine: Engine) -> dict[int, Any]:
-    """Step until all work is done; returns the completions."""
-    completions = {}
-    while engine.has_work:
-        for output in engine.step():
-            if output.completion is not None:
-                completions[output.id] = output.completion
-    return completions
+def submit(engine: Engine, prompt: Prompt, **sampling: Any) -> tuple[int, Recorder]:
+    recorder = Recorder()
+    return engine.submit(engine.prepare(prompt, SamplingParams(**sampling)), recorder), recorder
 
 
 def test_a_stream_gives_the_text_of_generate_piece_by_piece(engine: Engine) -> None:
@@ -69,7 +76,7 @@ def test_a_stream_gives_the_text_of_generate_piece_by_piece(engine: Engine) -> N
     assert "".join(pieces) == whole.text
     assert stream.completion is not None
     assert stream.completion.token_ids == whole.token_ids
-    assert whole.text == engine._inputs.prompts.tokenizer.decode(list(whole.token_ids))
+    assert whole.text == engine.prompts.tokenizer.decode(list(whole.token_ids))
 
 
 def test_a_completion_reports_usage_and_timings(engine: Engine) -> None:
@@ -77,8 +84,8 @@ def test_a_completion_reports_usage_and_timings(engine: Engine) -> None:
     assert done.finish_reason == "length"
     assert done.usage.completion_tokens == len(done.token_ids) == 5
     assert done.usage.prompt_tokens == len(
-        engine._inputs.prompts.tokenizer.encode(
-            engine._inputs.prompts.render([{"role": "user", "content": "Hello"}])
+        engine.prompts.tokenizer.encode(
+            engine.prompts.render([{"role": "user", "content": "Hello"}])
         ).ids
     )
     times = done.timings
@@ -90,16 +97,25 @@ def test_a_completion_reports_usage_and_timings(engine: Engine) -> None:
 
 def test_the_vision_encoder_runs_once_for_an_image_asked_about_twice(tiny_engine: Engines) -> None:
     with tiny_engine("glm4v").open() as engine:
-        runs = CountingSession(engine._open_runner()._vision)
-        engine._open_runner()._vision = runs
         for question in ("What?", "Where?"):
             engine.generate(prompt=question, images=[noise(90, 90)], max_tokens=2)
-        assert runs.count == 1
+        stats = engine.stats()
+        assert stats.encoded_images == 1
+        assert (stats.encoder_cache_queries, stats.encoder_cache_hits) == (2, 1)
         engine.generate(prompt="What?", images=[noise(90, 90, seed=1)], max_tokens=2)
-        assert runs.count == 2
+        assert engine.stats().encoded_images == 2
 
 
-def test_the_encoder_cache_drops_the_least_recently_used_and_keeps_the_newest() -> None:
+def test_an_image_that_several_requests_wait_for_is_encoded_once(tiny_engine: Engines) -> None:
+    request = {"prompt": "What?", "images": [noise(90, 90)], "max_tokens": 4}
+    with tiny_engine("glm4v").open(prefix_caching=False, encoder_cache_bytes=0) as engine:
+        alone = engine.generate(**request)
+        together = engine.generate_many([request] * 4)
+        assert [done.token_ids for done in together] == [alone.token_ids] * 4
+        assert engine.stats().encoded_images == 2
+
+
+def test_the_encoder_cache_drops_the_least_recently_used_and_keeps_its_bound() -> None:
     cache = EncoderCache(max_bytes=32)
     features = [np.full((1, 4), number, np.float32) for number in range(3)]
     cache.put(b"0", features[0])
@@ -107,10 +123,9 @@ def test_the_encoder_cache_drops_the_least_recently_used_and_keeps_the_newest() 
     assert cache.get(b"0") is features[0]
     cache.put(b"2", features[2])
     assert [cache.get(key) is not None for key in (b"0", b"1", b"2")] == [True, False, True]
-    large = np.zeros((4, 4), np.float32)
-    cache.put(b"large", large)
-    assert cache.get(b"large") is large
-    assert cache.get(b"2") is None
+    cache.put(b"large", np.zeros((4, 4), np.float32))
+    assert cache.get(b"large") is None
+    assert cache.num_bytes == 0
 
 
 def test_an_end_of_sequence_token_stops_and_has_no_text(engine: Engine) -> None:
@@ -152,51 +167,45 @@ def test_a_stop_string_ends_the_text_before_it(engine: Engine) -> None:
 
 
 def test_cancelled_requests_keep_what_they_have_and_others_go_on(engine: Engine) -> None:
-    kept = engine.add_request(prompt="Hello", max_tokens=30, **LONG)
-    dropped = engine.add_request(prompt="World", max_tokens=30, **LONG)
-    waiting = engine.add_request(prompt="!", max_tokens=30, **LONG)
-    engine.cancel(waiting)
-    given = []
-    for _ in range(6):
-        given += [
-            token for output in engine.step() if output.id == dropped for token in output.token_ids
-        ]
-    engine.cancel(dropped)
-    engine.cancel(12345)
-    completions = run(engine)
-    assert completions[dropped].finish_reason == "cancelled"
-    assert list(completions[dropped].token_ids) == given
-    assert completions[kept].finish_reason == "length"
-    assert len(completions[kept].token_ids) == 30
+    _, kept = submit(engine, Prompt(prompt="Hello"), max_tokens=30, **LONG)
+    with engine.stream(prompt="World", **LONG) as stream:
+        next(stream)
+        engine.cancel(stream.id)
+        engine.cancel(12345)
+        pieces = [*stream]
+    assert stream.completion is not None
+    assert stream.completion.finish_reason == "cancelled"
+    assert stream.completion.text.endswith("".join(pieces))
+    assert 0 < len(stream.completion.token_ids) < engine.context_length // 2
+    assert kept.completion.finish_reason == "length"
+    assert len(kept.completion.token_ids) == 30
 
 
-def test_a_request_cancelled_before_its_first_step_is_reported(engine: Engine) -> None:
-    id = engine.add_request(prompt="Hello")
+def test_a_request_cancelled_at_once_is_reported(engine: Engine) -> None:
+    id, recorder = submit(engine, Prompt(prompt="Hello"), **LONG)
     engine.cancel(id)
-    (output,) = engine.step()
-    assert output.completion is not None
-    assert (output.id, output.completion.finish_reason) == (id, "cancelled")
-    assert output.completion.token_ids == ()
+    assert recorder.completion.finish_reason == "cancelled"
+    assert recorder.outputs[-1].id == id
+    assert len(recorder.outputs[-1].completion.token_ids) < engine.context_length // 2
 
 
 def test_a_stream_that_is_dropped_gives_its_blocks_back(engine: Engine) -> None:
-    stream = engine.stream(prompt="Hello", max_tokens=500, **LONG)
+    stream = engine.stream(prompt="Hello", **LONG)
     next(stream)
     del stream
     gc.collect()
-    engine.step()
-    assert not engine.has_work
+    wait_until_idle(engine)
+    assert engine.stats().kv_cache_usage == 0
+    assert engine.stats().generation_tokens > 0
 
 
-def test_outputs_of_step_survive_while_a_stream_steps(engine: Engine) -> None:
-    id = engine.add_request(prompt="Hello", max_tokens=5, **LONG)
-    engine.generate(prompt="World", max_tokens=20, **LONG)
-    outputs = []
-    while engine.has_work:
-        outputs += engine.step()
-    assert [output.id for output in outputs] == [id] * 5
-    assert sum(len(output.token_ids) for output in outputs) == 5
-    assert outputs[-1].completion is not None
+def test_outputs_are_delivered_as_they_come(engine: Engine) -> None:
+    id, recorder = submit(engine, Prompt(prompt="Hello"), max_tokens=5, **LONG)
+    completion = recorder.completion
+    assert [output.id for output in recorder.outputs] == [id] * 5
+    assert recorder.token_ids == list(completion.token_ids)
+    assert "".join(output.text for output in recorder.outputs) == completion.text
+    assert [output.finished for output in recorder.outputs] == [False] * 4 + [True]
 
 
 def test_threads_share_one_engine(engine: Engine) -> None:
@@ -218,25 +227,48 @@ def test_threads_share_one_engine(engine: Engine) -> None:
     assert [answers[prompt] for prompt in prompts] == alone
 
 
-def test_requests_join_a_loop_that_runs_in_another_thread(engine: Engine) -> None:
-    completions: dict[int, Any] = {}
-    stop = threading.Event()
+def test_a_listener_that_raises_stalls_nobody(engine: Engine) -> None:
+    def broken(output: RequestOutput) -> None:
+        raise RuntimeError("a bug in the listener")
 
-    def loop() -> None:
-        while not stop.is_set():
-            for output in engine.step():
-                if output.completion is not None:
-                    completions[output.id] = output.completion
-                    if len(completions) == 4:
-                        stop.set()
-            stop.wait(0.001)
+    engine.submit(engine.prepare(Prompt(prompt="x"), SamplingParams(max_tokens=4)), broken)
+    assert len(engine.generate(prompt="Hello", max_tokens=5, **LONG).token_ids) == 5
 
-    thread = threading.Thread(target=loop)
-    thread.start()
-    ids = [engine.add_request(prompt=f"{n}", max_tokens=10, **LONG) for n in range(4)]
-    thread.join(300)
-    assert sorted(completions) == ids
-    assert all(len(completion.token_ids) == 10 for completion in completions.values())
+
+def test_more_requests_than_the_queue_holds_are_refused_and_later_ones_are_not(
+    tiny_engine: Engines,
+) -> None:
+    with tiny_engine("llama").open(max_sequences=1, max_queue=2) as engine:
+        taken = [submit(engine, Prompt(prompt="x"), **LONG) for _ in range(3)]
+        with pytest.raises(OverloadedError, match="3 requests are unfinished") as refused:
+            submit(engine, Prompt(prompt="x"), max_tokens=1)
+        assert refused.value.retry_after >= 1
+        for id, recorder in taken:
+            engine.cancel(id)
+            assert recorder.completion.finish_reason == "cancelled"
+        assert len(engine.generate(prompt="x", max_tokens=3, **LONG).token_ids) == 3
+        # It queues for itself, without more than the engine takes.
+        many = engine.generate_many([{"prompt": "x", "max_tokens": 2}] * 3)
+        assert len(many) == 3
+
+
+def test_draining_finishes_what_is_there_and_takes_nothing_new(tiny_engine: Engines) -> None:
+    with tiny_engine("llama").open() as engine:
+        _, recorder = submit(engine, Prompt(prompt="x"), max_tokens=40, **LONG)
+        assert engine.drain(300)
+        assert len(recorder.completion.token_ids) == 40
+        with pytest.raises(ClosedError, match="takes no further requests"):
+            engine.generate(prompt="x")
+
+
+def test_closing_ends_what_is_unfinished_with_an_error(tiny_engine: Engines) -> None:
+    with tiny_engine("glm4v").open(faults="encoder:200ms") as engine:
+        running = submit(engine, Prompt(prompt="x"), **LONG)[1]
+        encoding = submit(engine, Prompt(prompt="x", images=[noise(90, 90)]), **LONG)[1]
+        assert not engine.drain(0.05)
+    for recorder in (running, encoding):
+        assert recorder.finished.wait(60)
+        assert isinstance(recorder.outputs[-1].error, ClosedError)
 
 
 def test_a_seed_gives_the_same_answer_alone_and_in_a_batch(engine: Engine) -> None:
@@ -268,6 +300,13 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(engine: E
         engine.generate(token_ids=[65] * (limit + 5))
 
 
+def test_a_limited_context_ends_answers_and_refuses_prompts(tiny_engine: Engines) -> None:
+    with tiny_engine("llama").open(max_model_len=40) as engine:
+        assert len(engine.generate(token_ids=[65] * 30, **LONG).token_ids) == 10
+        with pytest.raises(InputError, match="40 tokens but the context was limited to 40"):
+            engine.generate(token_ids=[65] * 40)
+
+
 def test_a_prompt_larger_than_the_cache_is_refused(tiny_engine: Engines) -> None:
     with (
         tiny_engine("llama").open(kv_cache_bytes=1) as engine,
@@ -295,8 +334,8 @@ def test_requests_that_cannot_be_served_are_refused_at_once(
     engine: Engine, request_: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(InputError, match=complaint):
-        engine.add_request(**request_)
-    assert not engine.has_work
+        engine.generate(**request_)
+    assert engine.stats().running == engine.stats().waiting == 0
 
 
 @pytest.mark.parametrize(
@@ -312,57 +351,38 @@ def test_image_requests_that_cannot_be_served_are_refused(
     tiny_engine: Engines, request_: dict[str, Any], complaint: str
 ) -> None:
     with tiny_engine("glm4v").open() as engine, pytest.raises(InputError, match=complaint):
-        engine.add_request(**request_)
+        engine.generate(**request_)
 
 
 def test_raw_text_and_tokens_give_the_chats_answer(tiny_engine: Engines) -> None:
     image = noise(90, 60)
     with tiny_engine("glm4v").open() as engine:
         whole = engine.generate(prompt="What?", images=[image], max_tokens=8, **LONG)
-        message = engine._inputs.prompts.user_message("What?", [image])
+        message = engine.prompts.user_message("What?", [image])
         chat = engine.generate(messages=[message], max_tokens=8, **LONG)
-        text = engine._inputs.prompts.render(engine._inputs.prompts.split_images([message])[0])
+        text = engine.prompts.render(engine.prompts.split_images([message])[0])
         raw = engine.generate(text=text, images=[image], max_tokens=8, **LONG)
         bare = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
         given = engine.generate(messages=bare, images=[np.asarray(image)], max_tokens=8, **LONG)
     assert whole.token_ids == chat.token_ids == raw.token_ids == given.token_ids
 
 
-def test_a_failing_step_fails_its_requests_and_no_others(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runner = engine._open_runner()
-    original = runner.run
-
-    def broken(chunks: Any) -> Any:
-        raise MemoryError("no memory for this step")
-
-    id = engine.add_request(prompt="Hello", max_tokens=5)
-    monkeypatch.setattr(runner, "run", broken)
-    (output,) = engine.step()
-    assert isinstance(output.error, MemoryError)
-    assert output.id == id
-    assert output.finished
-    with pytest.raises(MemoryError, match="no memory"):
-        engine.generate(prompt="Hello", max_tokens=5)
-    monkeypatch.setattr(runner, "run", original)
-    assert len(engine.generate(prompt="Hello", max_tokens=5, **LONG).token_ids) == 5
-
-
 def test_a_closed_engine_says_so(tiny_engine: Engines) -> None:
     engine = tiny_engine("llama").open()
     engine.close()
-    with pytest.raises(InputError, match="the engine is closed"):
-        engine.generate(prompt="Hello")
-
-
-def test_a_step_without_work_returns_at_once(engine: Engine) -> None:
-    assert engine.step() == []
+    for use in (engine.generate, engine.stream):
+        with pytest.raises(ClosedError, match="the engine is closed"):
+            use(prompt="Hello")
+    engine.close()
 
 
 def test_options_out_of_range_are_named(tiny_engine: Engines) -> None:
     with pytest.raises(InputError, match="max_sequences is 0"):
         EngineOptions(max_sequences=0)
+    with pytest.raises(InputError, match="max_queue is -1"):
+        EngineOptions(max_queue=-1)
+    with pytest.raises(InputError, match="max_model_len is 99999 but the model's context is"):
+        tiny_engine("llama").open(max_model_len=99999)
     with pytest.raises(InputError, match="max_batched_tokens is 4 and max_sequences 8"):
         tiny_engine("llama").open(max_batched_tokens=4)
 

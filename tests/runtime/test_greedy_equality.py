@@ -136,7 +136,7 @@ def test_equal_in_chunks(
     case: Case, alone: list[tuple[int, ...]], tiny_engine: Engines, budget: int
 ) -> None:
     options = {"max_batched_tokens": budget, "max_sequences": 4, "prefix_caching": False}
-    # No room for features: an image's are computed again for each chunk they fall into.
+    # No room for features: an image's are kept only until the last chunk they fall into.
     with tiny_engine(*case).open(**options, encoder_cache_bytes=0) as engine:
         assert together(engine, case[0])[0] == alone
 
@@ -151,16 +151,14 @@ def test_equal_after_preemption(
     pool = (longest + ANSWER) // 8 * bytes_per_block
     options = {"block_size": 8, "kv_cache_bytes": pool, "prefix_caching": prefix_caching}
     with tiny_engine(*case).open(**options) as engine:
-        ids = [engine.add_request(**request) for request in requests_for(case[0])]
-        sequences = [engine._requests[id].sequence for id in ids]
-        answers: dict[int, tuple[int, ...]] = {}
-        while engine.has_work:
-            for output in engine.step():
-                if output.completion is not None:
-                    answers[output.id] = output.completion.token_ids
-        assert sum(sequence.num_preemptions for sequence in sequences) > 0
-        assert [answers[id] for id in ids] == alone
-        assert engine._blocks.num_free_blocks == engine.num_blocks
+        # With their images encoded, all can start at once, and there is not enough room for that.
+        for request in requests_for(case[0]):
+            engine.generate(**{**request, "max_tokens": 1})
+        assert together(engine, case[0])[0] == alone
+        stats = engine.stats()
+        assert stats.preemptions > 0
+        assert stats.kv_cache_usage == 0
+        engine.check_integrity()
 
 
 def test_equal_with_prefix_reuse(

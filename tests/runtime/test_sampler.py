@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from glmcompile.errors import InputError
 from glmcompile.runtime.sampler import SamplingState, candidates, sample
-from glmcompile.runtime.sequence import SamplingParams
+from glmcompile.runtime.sampling_params import SamplingParams
 
 VOCAB = 3000
 
@@ -126,7 +126,7 @@ def test_repetition_penalty_equals_hugging_face(penalty: float) -> None:
     expected = RepetitionPenaltyLogitsProcessor(penalty)(
         torch.tensor([prompt + answer]), torch.tensor(logits)[None]
     )[0]
-    chooser.penalise(logits)
+    chooser.mask(logits)
     np.testing.assert_allclose(logits, expected.numpy(), rtol=1e-6)
 
 
@@ -138,7 +138,7 @@ def test_frequency_and_presence_penalties_count_the_answer_alone() -> None:
     expected = logits.copy()
     expected[7] -= 0.2 * 3 - 0.5
     expected[8] -= 0.2 * 1 - 0.5
-    chooser.penalise(logits)
+    chooser.mask(logits)
     np.testing.assert_allclose(logits, expected, rtol=1e-6)
 
 

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmcompile.errors import InputError
 from glmcompile.runtime.block_manager import BlockManager
-from glmcompile.runtime.scheduler import Scheduler
+from glmcompile.runtime.scheduler import Schedule, Scheduler
 from glmcompile.runtime.sequence import Chunk, Sequence, State
-from tests.runtime.sequences import sequence
+from tests.runtime.sequences import image_span, sequence
 
 
 def scheduler(
-    num_blocks: int = 64, budget: int = 16, max_sequences: int = 8, block_size: int = 4
+    num_blocks: int = 64,
+    budget: int = 16,
+    max_sequences: int = 8,
+    block_size: int = 4,
+    encoded: Collection[bytes] = (),
 ) -> Scheduler:
     blocks = BlockManager(num_blocks, block_size)
-    return Scheduler(blocks, budget, max_sequences)
+    return Scheduler(blocks, budget, max_sequences, lambda image: image.digest in encoded)
 
 
-def step(policy: Scheduler) -> list[tuple[Sequence, int, int]]:
+def step(policy: Scheduler, prefill_tokens: int | None = None) -> list[tuple[Sequence, int, int]]:
     """Run one step: every sequence that samples gets a token; returns what was computed."""
-    chunks = policy.schedule()
-    policy.complete(chunks)
+    chunks = policy.schedule(prefill_tokens).chunks
     for chunk in chunks:
+        policy.complete(chunk)
         if chunk.samples:
             chunk.sequence.token_ids.append(1000 + len(chunk.sequence))
             if chunk.sequence.num_answer_tokens >= chunk.sequence.max_tokens:
@@ -63,7 +69,7 @@ def test_requests_join_and_leave_between_steps() -> None:
     assert {item for item, *_ in step(policy)} == {second}
     step(policy)
     assert not policy.has_work
-    assert policy.schedule() == []
+    assert policy.schedule() == Schedule()
 
 
 def test_at_most_max_sequences_run_and_others_wait_in_order() -> None:
@@ -103,7 +109,7 @@ def test_a_preempted_sequence_goes_ahead_of_those_that_never_ran() -> None:
         policy.add(item)
     while not young.num_preemptions:
         step(policy)
-    assert list(policy.waiting) == [young, waiting]
+    assert policy.waiting == [young, waiting]
 
 
 def test_a_shared_prefix_is_not_computed_again() -> None:
@@ -148,6 +154,85 @@ def test_removing_gives_back_blocks_in_any_state() -> None:
     assert not policy.has_work
 
 
+def test_prefill_beside_decodes_takes_no_more_than_it_is_allowed() -> None:
+    policy = scheduler(budget=64)
+    decoding, first, second = sequence([1] * 5), sequence([2] * 30), sequence([3] * 30)
+    policy.add(decoding)
+    step(policy)
+    policy.add(first)
+    policy.add(second)
+    assert step(policy, 20) == [(decoding, 5, 1), (first, 0, 20)]
+    assert step(policy, 20) == [(decoding, 6, 1), (first, 20, 10), (second, 0, 10)]
+    assert step(policy, 0) == [(decoding, 7, 1), (first, 30, 1)]
+
+
+def test_tokens_that_a_grammar_forced_are_computed_as_one_decode() -> None:
+    policy = scheduler(budget=16)
+    item = sequence(range(5))
+    policy.add(item)
+    step(policy)
+    item.token_ids += [7, 7, 7]
+    assert step(policy, 0) == [(item, 5, 4)]
+
+
+def test_an_images_tokens_wait_for_its_features_and_the_text_before_it_does_not() -> None:
+    encoded: set[bytes] = set()
+    policy = scheduler(encoded=encoded)
+    first, second = image_span(3, 4, b"first"), image_span(9, 4, b"second")
+    item = sequence(range(15), images=[first, second])
+    policy.add(item)
+    plan = policy.schedule()
+    assert [image.digest for image in plan.images] == [first.image.digest, second.image.digest]
+    assert plan.admitted == [item]
+    assert [(chunk.start, chunk.count) for chunk in plan.chunks] == [(0, 3)]
+    policy.complete(plan.chunks[0])
+    assert policy.schedule().chunks == []
+    encoded.add(first.image.digest)
+    plan = policy.schedule()
+    assert [(chunk.start, chunk.count) for chunk in plan.chunks] == [(3, 6)]
+    assert [image.digest for image in plan.images] == [second.image.digest]
+    encoded.add(second.image.digest)
+    policy.complete(plan.chunks[0])
+    assert step(policy) == [(item, 9, 6)]
+
+
+def test_others_go_on_while_one_waits_for_an_image() -> None:
+    policy = scheduler()
+    shown, text = sequence(range(9), images=[image_span(0, 4, b"image")]), sequence([1] * 6)
+    policy.add(shown)
+    policy.add(text)
+    assert step(policy) == [(text, 0, 6)]
+    assert step(policy) == [(text, 6, 1)]
+
+
+def test_images_in_a_reused_prefix_are_not_encoded_again() -> None:
+    encoded = {image_span(0, 8, b"image").image.digest}
+    policy = scheduler(encoded=encoded)
+    first = sequence(range(14), max_tokens=1, images=[image_span(0, 8, b"image")])
+    policy.add(first)
+    step(policy)
+    encoded.clear()
+    policy.add(sequence(range(14), images=[image_span(0, 8, b"image")]))
+    plan = policy.schedule()
+    assert plan.images == []
+    assert [(chunk.start, chunk.count) for chunk in plan.chunks] == [(12, 2)]
+
+
+def test_a_lower_priority_number_is_admitted_first_and_preempted_last() -> None:
+    policy = scheduler(num_blocks=4, max_sequences=2)
+    late, early, second = sequence([1] * 3), sequence([2] * 7), sequence([3] * 3)
+    late.priority, early.priority, second.priority = 5, -1, 5
+    for item in (late, second, early):
+        policy.add(item)
+    assert policy.waiting == [early, late, second]
+    step(policy)
+    assert policy.running == [early, late]
+    while not late.num_preemptions:
+        step(policy)
+    assert early.num_preemptions == 0
+    assert policy.waiting == [late, second]
+
+
 @pytest.mark.parametrize(("budget", "sequences"), [(4, 8), (0, 0), (8, 0)])
 def test_a_budget_too_small_for_a_token_each_is_refused(budget: int, sequences: int) -> None:
     with pytest.raises(InputError, match="max_batched_tokens"):
@@ -177,15 +262,16 @@ def test_every_request_finishes_in_any_mixture(
             policy.add(items[-1])
         if not policy.has_work and not arrivals:
             break
-        chunks = policy.schedule()
+        chunks = policy.schedule().chunks
         check(policy, chunks, budget)
-        policy.complete(chunks)
         for chunk in chunks:
+            policy.complete(chunk)
             if chunk.samples:
                 chunk.sequence.token_ids.append(5)
                 if chunk.sequence.num_answer_tokens == chunk.sequence.max_tokens:
                     policy.remove(chunk.sequence)
     assert all(item.num_answer_tokens == item.max_tokens for item in items)
+    policy._blocks.check_integrity([])
     assert policy._blocks.num_free_blocks == num_blocks
 
 

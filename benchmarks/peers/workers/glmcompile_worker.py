@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import time
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from glmcompile.artifact import open_artifact
 from glmcompile.bench.workloads import open_engine
 from glmcompile.families import supported
 from glmcompile.runtime.image_processor import ImageProcessor
-from glmcompile.runtime.sequence import SamplingParams
+from glmcompile.runtime.input_processor import Prompt
+from glmcompile.runtime.request import RequestOutput
+from glmcompile.runtime.sampling_params import SamplingParams
 from glmcompile.targets.cpu import open_session
 
 
@@ -33,20 +37,32 @@ class Glmcompile:
         self._engine.clear_caches()
         sampling = SamplingParams(max_tokens=tokens, ignore_eos=True)
         clock = Clock()
-        answers: dict[int, dict[str, Any]] = {}
-        for request in requests:
-            prompt = {"token_ids": request["token_ids"], "images": request.get("images", ())}
-            answers[self._engine.add_request(sampling, **prompt)] = {"tokens": [], "seconds": []}
-        while self._engine.has_work:
-            for output in self._engine.step():
-                if output.error is not None:
-                    raise output.error
-                answer = answers[output.id]
+        answers: list[dict[str, Any]] = [{"tokens": [], "seconds": []} for _ in requests]
+        finished: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
+
+        def listen(answer: dict[str, Any]) -> Callable[[RequestOutput], None]:
+            def deliver(output: RequestOutput) -> None:
                 answer["tokens"] += output.token_ids
                 answer["seconds"] += [clock()] * len(output.token_ids)
                 if output.completion is not None and output.completion.timings.vision:
                     answer["vision_seconds"] = output.completion.timings.vision
-        return list(answers.values())
+                if output.finished:
+                    finished.put(output)
+
+            return deliver
+
+        prepared = [
+            self._engine.prepare(
+                Prompt(token_ids=request["token_ids"], images=request.get("images", ())), sampling
+            )
+            for request in requests
+        ]
+        for request, answer in zip(prepared, answers, strict=True):
+            self._engine.submit(request, listen(answer))
+        for _ in requests:
+            if (error := finished.get().error) is not None:
+                raise error
+        return answers
 
     def encode(self, images: list[str]) -> float:
         """Seconds in the vision encoder for the images, one after the other."""

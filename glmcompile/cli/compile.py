@@ -1,0 +1,63 @@
+"""`glmcompile compile`: a checkpoint to an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from glmcompile.cli.progress import TerminalProgress
+
+
+@click.command("compile")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Engine directory."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["int8", "fp32"]),
+    default="int8",
+    show_default=True,
+    help="int8: W8A8 linear layers, int8 embedding and lm_head, as the recipe says.",
+)
+@click.option(
+    "--recipe",
+    default="default",
+    show_default=True,
+    help="A bundled quantization recipe, or a TOML file.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Folder with samples.jsonl (prompt, answer, image) to calibrate with; "
+    "default: bundled phone screens, or texts for a text model.",
+)
+@click.option("--target", type=click.Choice(["cpu"]), default="cpu", show_default=True)
+@click.option(
+    "--kv-dtype",
+    type=click.Choice(["int8", "fp32"]),
+    help="Type of the KV cache; default: int8 for an int8 engine, fp32 for an fp32 one.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the engine that stands at the output.")
+def command(checkpoint: Path, output: Path, calibration: Path | None, **options: Any) -> None:
+    """Compile a Hugging Face CHECKPOINT directory to an engine.
+
+    The directory holds config.json, safetensors weights, tokenizer, processor and chat template.
+    Nothing is downloaded. The engine appears at the output only when it is complete.
+
+    \b
+    glmcompile compile AutoGLM-Phone-9B -o phone.engine
+    glmcompile compile AutoGLM-Phone-9B -o phone.fp32 --precision fp32
+    """
+    with TerminalProgress() as progress:
+        from glmcompile.compiler import compile_checkpoint
+
+        compile_checkpoint(
+            checkpoint, output, calibration=calibration, progress=progress, **options
+        )
+    from glmcompile.artifact import open_artifact
+
+    artifact = open_artifact(output, verify=False)
+    click.echo(f"{output}: {artifact.size / 2**20:.1f} MiB")

@@ -1,0 +1,71 @@
+"""Stages of long work on the terminal, and the signals that end it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+
+class Interrupt(KeyboardInterrupt):
+    """A KeyboardInterrupt that can be handled wherever it was raised.
+
+    Once KeyboardInterrupt itself has come out of `eval` or `exec` of a string, as torch and
+    transformers use them, CPython ends the process by SIGINT in place of its exit code.
+    """
+
+
+class TerminalProgress:
+    """Stages of long work as rich progress bars on stderr.
+
+    A polite kill unwinds like Ctrl-C, so that half-written output is removed. Libraries swallow an
+    exception now and then (in a finalizer, in a callback from C), so it is raised again at the next
+    stage.
+    """
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._bars = Progress(
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+        )
+        self._task: Any = None
+        self._interrupted = False
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> TerminalProgress:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if handler is not signal.SIG_IGN:  # as nohup and shells' & set it
+                self._handlers[number] = handler
+                signal.signal(number, self._interrupt)
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            self._finish()
+        self._bars.stop()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def stage(self, name: str, total: int | None = None) -> Callable[[int], None]:
+        """See glmcompile.progress.Progress."""
+        if self._interrupted:
+            raise Interrupt
+        self._finish()
+        task = self._task = self._bars.add_task(name, total=total)
+        return lambda done: self._bars.update(task, completed=done)
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self._interrupted = True
+        raise Interrupt
+
+    def _finish(self) -> None:
+        if self._task is not None:
+            self._bars.update(self._task, total=1, completed=1)

@@ -1,0 +1,127 @@
+"""`glmcompile serve`: an engine behind OpenAI's HTTP protocol."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from glmcompile.cli.arguments import BYTES, ENGINE, THREADS
+
+
+@click.command("serve")
+@ENGINE
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="0 takes a free one.",
+)
+@click.option(
+    "--served-model-name",
+    "model_names",
+    multiple=True,
+    help="Name that clients give as `model`; may be repeated. Default: the engine's folder.",
+)
+@click.option(
+    "--api-key",
+    envvar="GLMCOMPILE_API_KEY",
+    help="Key that clients must send; also the variable GLMCOMPILE_API_KEY, which others cannot "
+    "see in the list of processes.",
+)
+@click.option(
+    "--max-model-len", type=int, help="Tokens of a prompt and its answer; default: the model's."
+)
+@click.option(
+    "--kv-cache-memory",
+    "kv_cache_bytes",
+    type=BYTES,
+    default="1GiB",
+    show_default=True,
+    help="Memory for keys and values.",
+)
+@click.option(
+    "--max-concurrent",
+    "max_sequences",
+    type=int,
+    default=16,
+    show_default=True,
+    help="Requests computed at once.",
+)
+@click.option(
+    "--max-queue",
+    type=int,
+    default=256,
+    show_default=True,
+    help="Requests that may wait; more are answered with status 429.",
+)
+@click.option("--max-body", type=BYTES, default="64MiB", show_default=True, help="Of one request.")
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    help="Web origin whose pages may call the server; may be repeated.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    help="Seconds that running requests have after SIGTERM.",
+)
+@click.option("--access-log", metavar="FILE", help="A line of JSON for every request; - is stderr.")
+@click.option("--fault", "faults", default="", hidden=True, help="See glmcompile.runtime.faults.")
+@THREADS
+def command(
+    engine: Path,
+    host: str,
+    port: int,
+    model_names: tuple[str, ...],
+    api_key: str | None,
+    max_body: int,
+    cors_origins: tuple[str, ...],
+    grace: float,
+    access_log: str | None,
+    **options: Any,
+) -> None:
+    """Serve ENGINE to OpenAI clients until SIGTERM or Ctrl-C, then finish what runs.
+
+    \b
+    glmcompile serve phone.engine --port 8000 --served-model-name autoglm-phone
+    curl http://127.0.0.1:8000/v1/models
+    """
+    from glmcompile.runtime.options import EngineOptions
+    from glmcompile.serve.server import serve
+    from glmcompile.serve.settings import ServerSettings
+
+    settings = ServerSettings(
+        model_names=model_names or (engine.resolve().name,),
+        api_key=api_key,
+        max_body=max_body,
+        cors_origins=cors_origins,
+        grace=grace,
+        access_log=access_log,
+    )
+    if api_key is None and not _is_loopback(host):
+        click.echo(f"note: whoever reaches {host} can use the server; see --api-key.", err=True)
+    serve(
+        engine,
+        EngineOptions(**options),
+        settings,
+        host,
+        port,
+        lambda url: click.echo(f"serving {settings.model_names[0]} at {url}"),
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,54 @@
+"""Puts an engine's core together: sessions, KV pools, vision encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnxruntime as ort
+
+from glmcompile.artifact import Artifact
+from glmcompile.families import supported
+from glmcompile.runtime.block_manager import BlockManager
+from glmcompile.runtime.core import EngineCore
+from glmcompile.runtime.encoder import ImageEncoder
+from glmcompile.runtime.kv_cache import KVCacheShape
+from glmcompile.runtime.model_runner import Limits, ModelRunner, cache_dtype
+from glmcompile.runtime.options import EngineOptions
+from glmcompile.targets.cpu import default_threads, open_session
+
+
+def open_core(
+    artifact: Artifact, options: EngineOptions, on_encoded: Callable[[], None] = lambda: None
+) -> EngineCore:
+    """Open an artifact's components. on_encoded: called on the encoder's thread after each image.
+
+    Raises ArtifactError for a decoder that no cache fits, NativeLibraryError.
+    """
+    model = artifact.model
+    threads = options.threads or default_threads()
+
+    def session(component: str) -> ort.InferenceSession:
+        return open_session(artifact.graph(component), threads)
+
+    decoder = session("decoder")
+    cache = KVCacheShape.of(model, options.block_size, cache_dtype(decoder))
+    context_blocks = -(-options.context_length(model) // options.block_size)
+    most = options.max_sequences * context_blocks
+    num_blocks = max(1, min(most, options.kv_cache_bytes // cache.block_bytes))
+    limits = Limits(
+        options.max_batched_tokens, options.max_sequences, min(num_blocks, context_blocks)
+    )
+    blocks = BlockManager(num_blocks, options.block_size, options.prefix_caching)
+    runner = ModelRunner(session("embedding"), decoder, model, cache, num_blocks, limits)
+    encoder = None
+    if model.vision is not None:
+        family = supported()[model.family]
+        encoder = ImageEncoder(lambda: session("vision_encoder"), family, model, on_encoded)
+    return EngineCore(
+        runner,
+        encoder,
+        blocks,
+        options.max_batched_tokens,
+        options.max_sequences,
+        options.encoder_cache_bytes,
+    )

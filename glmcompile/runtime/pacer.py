@@ -1,0 +1,68 @@
+"""How much prefill and image encoding fits beside decoding, learnt from how long steps take.
+
+Sarathi (Agrawal et al. 2023) bounds the time between an answer's tokens by a fixed chunk of
+prefill. What a chunk costs differs by two orders of magnitude between models and processors, so
+here the bound is a time, as a multiple of a step that only decodes, and the chunk follows.
+"""
+
+from __future__ import annotations
+
+# A step with prefill, or with a pause for the encoder after it, takes this many times one without.
+STRETCH = 1.8
+# Seconds of a step without decodes: what a new request, or a cancelled one, may have to wait.
+LONGEST_STEP = 0.5
+# Tokens; below it prefill would read all weights for next to nothing.
+MIN_PREFILL = 16
+# Steps with prefill after which one without it is made, to see how long that takes by now.
+_LOOK_AGAIN = 64
+_WEIGHT = 0.2  # of the newest figure in an average
+
+
+class Pacer:
+    """Told of every step, says how large the next one may be."""
+
+    def __init__(self) -> None:
+        self._decode: float | None = None  # seconds of a step that only decodes
+        self._prefill: float | None = None  # seconds per token of a step that only prefills
+        self._beside = 4.0 * MIN_PREFILL  # tokens of prefill beside decodes
+        self._mixed_steps = 0
+
+    def prefill_tokens(self, decoding: bool) -> int | None:
+        """Tokens of prefill the next step may have; None where nothing is known against it."""
+        if decoding:
+            if self._decode is None or self._mixed_steps >= _LOOK_AGAIN:
+                return 0
+            return int(self._beside)
+        if self._prefill is None:
+            return None
+        return max(MIN_PREFILL, int(LONGEST_STEP / self._prefill))
+
+    def pause(self, seconds: float, decoding: bool) -> float:
+        """Seconds to leave to the encoder after a step of `seconds`.
+
+        Without decodes nobody waits for the next token, and the earlier request goes first.
+        """
+        if not decoding or self._decode is None:
+            return seconds / 4
+        return max(STRETCH * self._decode - seconds, self._decode / 4)
+
+    def observe(self, decode_tokens: int, prefill_tokens: int, seconds: float) -> None:
+        """A step of so many tokens took `seconds`."""
+        if not prefill_tokens:
+            self._decode = _average(self._decode, seconds)
+            self._mixed_steps = 0
+        elif not decode_tokens:
+            # The first tokens of a short step cost most; they say little of a long one.
+            if prefill_tokens >= MIN_PREFILL:
+                self._prefill = _average(self._prefill, seconds / prefill_tokens)
+        else:
+            self._mixed_steps += 1
+            if self._decode is not None:
+                change = STRETCH * self._decode / seconds
+                if change < 1 or prefill_tokens >= int(self._beside):
+                    self._beside *= min(max(change, 0.5), 1.25)
+                    self._beside = max(self._beside, float(MIN_PREFILL))
+
+
+def _average(old: float | None, new: float) -> float:
+    return new if old is None else old + _WEIGHT * (new - old)

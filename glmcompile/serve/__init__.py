@@ -1,0 +1,1 @@
+"""The engine behind HTTP, in OpenAI's protocol; no tensors here."""
