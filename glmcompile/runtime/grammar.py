@@ -48,6 +48,7 @@ _LIMITS: dict[str, Any] = {
 # Chains of references are followed recursively, and the system's 8 MB hold about 2,000 of them.
 _COMPILER_STACK = 256 << 20
 _CACHED = 64
+_LITERAL = r'"(?:\\.|[^"\\])*"'
 # One space, or a line break and its indentation: a model in doubt else writes blanks for ever.
 _WHITESPACE = r"[ ]|\n[ \t]{0,64}"
 
@@ -57,7 +58,7 @@ class Grammar:
     """The form of an answer, as data that can be compared and hashed; made by the class methods.
 
     kind, source: "json_schema" with the schema as JSON, "regex" with the pattern, "choice" with the
-        choices as JSON, "ebnf" (from a client) and "lark" (made here) with the grammar's text.
+        choices as JSON, "ebnf" with a client's grammar, "lark" with one made by Grammar.lark.
     after: free text comes first, up to and with this marker (the end of a thinking block).
     opened_by: that text is optional and begins with this marker; None: it is open from the start.
     Raises InputError for sources that are too large.
@@ -71,9 +72,7 @@ class Grammar:
     def __post_init__(self) -> None:
         limit = _MAX_BYTES.get(self.kind)
         if limit is None:
-            raise InputError(
-                f"no kind of grammar {self.kind!r}; there are {', '.join(_MAX_BYTES)}"
-            )
+            raise InputError(f"no kind of grammar {self.kind!r}; there are {', '.join(_MAX_BYTES)}")
         size = len(self.source.encode("utf-8", "surrogatepass"))
         if size > limit:
             raise InputError(f"the {self.kind} has {size} bytes; at most {limit} are allowed")
@@ -116,12 +115,13 @@ class Grammar:
         return cls("ebnf", text)
 
     @classmethod
-    def lark(cls, text: str) -> Grammar:
-        """A grammar of our own in llguidance's Lark form, never a client's.
+    def lark(cls, text: str, schemas: Mapping[str, str]) -> Grammar:
+        """A grammar of our own in llguidance's Lark form; of a client's text it holds literals.
 
-        A literal that is the whole text of a special token stands for that token.
+        A literal that is the whole text of a special token stands for that token, `until("x")` for
+        any text up to and with x, and @name for JSON by one of `schemas` (from schema_source).
         """
-        return cls("lark", text)
+        return cls("lark", json.dumps({"text": text, "schemas": dict(schemas)}))
 
 
 def schema_source(schema: Any, *, compact: bool = False) -> str:
@@ -204,51 +204,46 @@ class GrammarCompiler:
     def _compile(self, table: LLTokenizer, grammar: Grammar) -> LLMatcher:
         from llguidance import LLMatcher, LLParserLimits
 
-        limits = LLParserLimits(verbose_errors=False, **_LIMITS)
-        body = {"name": "body", "lark_grammar": self._lark(grammar)}
-        parts = [body]
+        if grammar.kind == "lark":
+            own = json.loads(grammar.source)
+            schemas = {name: f"start: %json {text}" for name, text in own["schemas"].items()}
+            parts = {"body": self._with_tokens(own["text"]), **schemas}
+        else:
+            parts = {"body": _lark(grammar)}
         if grammar.after is not None:
-            parts.insert(0, {"name": "answer", "lark_grammar": self._thinking(grammar)})
-        matcher = LLMatcher(table, json.dumps({"grammars": parts}), log_level=0, limits=limits)
+            block = f"until({json.dumps(grammar.after)})"
+            if grammar.opened_by is not None:
+                block = f"({json.dumps(grammar.opened_by)} {block})?"
+            parts = {"answer": self._with_tokens(f"start: {block} @body"), **parts}
+        grammars = [{"name": name, "lark_grammar": text} for name, text in parts.items()]
+        matcher = LLMatcher(
+            table,
+            json.dumps({"grammars": grammars}),
+            log_level=0,
+            limits=LLParserLimits(verbose_errors=False, **_LIMITS),
+        )
         if not matcher.is_error():
             matcher.compute_bitmask()  # the first mask builds what all copies then share
         if matcher.is_error():
             raise InputError(f"the {grammar.kind} cannot be served: {_message(matcher)}")
         return matcher
 
-    def _lark(self, grammar: Grammar) -> str:
-        """A grammar of any kind in Lark's form."""
-        if grammar.kind == "json_schema":
-            return f"start: %json {grammar.source}"
-        if grammar.kind == "regex":
-            return f"start: TEXT\nTEXT: /{_escaped(_unanchored(grammar.source))}/"
-        if grammar.kind == "choice":
-            choices = " | ".join(json.dumps(choice) for choice in json.loads(grammar.source))
-            return f"start: CHOICE\nCHOICE: {choices}"
-        if grammar.kind == "ebnf":
-            return _checked_ebnf(grammar.source)
-        text = grammar.source
-        for token, id in self._special_tokens():
-            text = text.replace(json.dumps(token), f"<[{id}]>")
-        return text
-
-    def _thinking(self, grammar: Grammar) -> str:
-        """Free text up to the marker, then `body`; the markers may be special tokens."""
-        special = dict(self._special_tokens())
-        assert grammar.after is not None
-        if grammar.after in special:
-            block = f"thinking: TEXT <[{special[grammar.after]}]>\nTEXT: /(.|\\n)*/"
-        else:
-            block = f"thinking[suffix={json.dumps(grammar.after)}]: /(.|\\n)*/"
-        if grammar.opened_by is None:
-            return f"start: thinking @body\n{block}"
-        opening = special.get(grammar.opened_by)
-        mark = json.dumps(grammar.opened_by) if opening is None else f"<[{opening}]>"
-        return f"start: ({mark} thinking)? @body\n{block}"
-
-    def _special_tokens(self) -> list[tuple[str, int]]:
+    def _with_tokens(self, lark: str) -> str:
+        """Resolve `until` and the literals that are special tokens."""
         added = self._tokenizer.get_added_tokens_decoder()
-        return [(token.content, id) for id, token in added.items() if token.special]
+        special = {json.dumps(each.content): id for id, each in added.items() if each.special}
+        rules: dict[str, str] = {}
+
+        def until(match: re.Match[str]) -> str:
+            name = rules.setdefault(match[1], f"until_{len(rules)}")
+            return f"{name} {match[1]}" if match[1] in special else name
+
+        lark = re.sub(rf"until\(({_LITERAL})\)", until, lark)
+        lark = re.sub(_LITERAL, lambda m: f"<[{special[m[0]]}]>" if m[0] in special else m[0], lark)
+        for marker, name in rules.items():
+            suffix = "" if marker in special else f"[suffix={marker}]"
+            lark += f"\n{name}{suffix}: /(.|\\n)*/"
+        return lark
 
 
 class GrammarProcessor:
@@ -294,6 +289,18 @@ class GrammarProcessor:
 def _message(matcher: LLMatcher) -> str:
     """Its first lines say what is wrong, the others repeat the grammar."""
     return matcher.get_error().removesuffix("<non-verbose/>").strip()[:500]
+
+
+def _lark(grammar: Grammar) -> str:
+    """A client's grammar in llguidance's Lark form."""
+    if grammar.kind == "json_schema":
+        return f"start: %json {grammar.source}"
+    if grammar.kind == "regex":
+        return f"start: TEXT\nTEXT: /{_escaped(_unanchored(grammar.source))}/"
+    if grammar.kind == "choice":
+        choices = " | ".join(json.dumps(choice) for choice in json.loads(grammar.source))
+        return f"start: CHOICE\nCHOICE: {choices}"
+    return _checked_ebnf(grammar.source)
 
 
 def _checked_ebnf(text: str) -> str:

@@ -1,0 +1,98 @@
+"""Four streams decode while a screenshot is encoded and prefilled: who waits for whom."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from images import part, screenshot
+from server import Answer, Server, served, stream
+
+STREAMS = 4
+QUIET_SECONDS = 6.0
+
+
+def measure(engine: Path, repetitions: int) -> dict[str, Any]:
+    """Inter-token times and the screenshot's time to first token, with and without the others."""
+    runs = []
+    with served(engine) as server:
+        ask_about(server, seed=99)  # warm-up
+        for repetition in range(repetitions):
+            runs.append(run(server, seed=2 * repetition))
+    ratios = [one["itl_p99_ms"]["beside"] / one["itl_p99_ms"]["without"] for one in runs]
+    ttfts = [one["ttft_s"]["beside"] / one["ttft_s"]["alone"] for one in runs]
+    return {
+        "streams": STREAMS,
+        "runs": runs,
+        "itl_p99_during_prefill_ratio": float(np.median(ratios)),
+        "screenshot_ttft_ratio": float(np.median(ttfts)),
+    }
+
+
+def run(server: Server, seed: int) -> dict[str, Any]:
+    alone = ask_about(server, seed).ttft
+    answers: list[Answer] = []
+    stop = time.perf_counter() + 600
+
+    def talk(number: int) -> None:
+        # Long enough to outlast the screenshot; the connection is closed when it is done.
+        answers.append(
+            stream(
+                server,
+                {
+                    "messages": [{"role": "user", "content": f"{number}: tell me a story."}],
+                    "max_tokens": 1200,
+                    "temperature": 0,
+                    "ignore_eos": True,
+                },
+            )
+        )
+
+    threads = [threading.Thread(target=talk, args=(number,)) for number in range(STREAMS)]
+    for thread in threads:
+        thread.start()
+    time.sleep(QUIET_SECONDS)
+    began = time.perf_counter()
+    shown = ask_about(server, seed + 1)
+    for thread in threads:
+        thread.join(max(stop - time.perf_counter(), 1))
+    first = shown.times[0]
+    if min(answer.times[-1] for answer in answers) < first:
+        raise RuntimeError("a stream ended before the screenshot's first token; make them longer")
+    without = gaps(answers, began - QUIET_SECONDS + 1.5, began)
+    beside = gaps(answers, began, first)
+
+    def percentiles(q: int) -> dict[str, float]:
+        times = {"without": without, "beside": beside}
+        return {name: 1e3 * float(np.percentile(one, q)) for name, one in times.items()}
+
+    return {
+        "itl_p50_ms": percentiles(50),
+        "itl_p99_ms": percentiles(99),
+        "tokens": {"without": len(without), "beside": len(beside)},
+        "ttft_s": {"alone": alone, "beside": shown.ttft},
+    }
+
+
+def ask_about(server: Server, seed: int) -> Answer:
+    content = [part(screenshot(seed)), {"type": "text", "text": "Open Settings."}]
+    return stream(
+        server,
+        {
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": 2,
+            "temperature": 0,
+            "ignore_eos": True,
+        },
+    )
+
+
+def gaps(answers: list[Answer], start: float, end: float) -> np.ndarray[Any, Any]:
+    """Seconds from one token to the next, of those that came between start and end."""
+    found = [
+        np.diff([moment for moment in answer.times if start <= moment <= end]) for answer in answers
+    ]
+    return np.concatenate(found)
