@@ -30,7 +30,8 @@ class Service:
         self.engine, self.settings = engine, settings
         self.texts = TokenTexts(engine.prompts.tokenizer)
         self.preparation = Preparation(engine, settings.workers, engine.options.max_queue)
-        self.defaults: dict[str, Any] = {}
+        # Engines of before have no such entry.
+        self.defaults: dict[str, Any] = engine.manifest.get("sampling", {})
         self.forms = AnswerForms(engine.prompts, split_reasoning=settings.split_reasoning)
         self.started = int(time.time())
         # Set once the server is told to stop; what runs is finished, nothing new is taken.

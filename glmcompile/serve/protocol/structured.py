@@ -78,9 +78,7 @@ class StructuredOutputs(Body):
 
     @model_validator(mode="after")
     def _one(self) -> StructuredOutputs:
-        given = [
-            name for name in type(self).model_fields if getattr(self, name) not in (None, False)
-        ]
+        given = [name for name in type(self).model_fields if getattr(self, name)]
         if len(given) != 1:
             raise ValueError("give exactly one of json, regex, choice, grammar and json_object")
         return self
