@@ -66,7 +66,7 @@ def load_notes(result: dict[str, Any]) -> list[str]:
     server, machine, levels = result["server"], result["machine"], result["levels"]
     notes = []
     if result["interrupted"]:
-        notes.append("Interrupted: the last column is of what was answered until then.")
+        notes.append("Interrupted: this is what was answered until then.")
     for level in levels:
         for kind, error in level["errors"].items():
             notes.append(f"{level['title']}: {error['count']} x {kind} ({error['first']}).")

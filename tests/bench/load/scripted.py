@@ -19,13 +19,15 @@ TOKENS_PER_WORD = 2
 class Script:
     """How one streamed request is answered.
 
-    delay: seconds before the first chunk, gap: before each later one. ending: "whole"; "cut", the
-    connection ends after the first token; "short", the stream does; "error", an error comes instead
-    of the second token; "uncounted", without usage; "garbage", no JSON.
+    together: not before so many have been under way at once. delay: seconds before the first
+    chunk, gap: before each later one. ending: "whole"; "cut", the connection ends after the first
+    token; "short", the stream does; "error", an error comes instead of the second token;
+    "uncounted", without usage; "garbage", no JSON.
     """
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
+    together: int = 0
     delay: float = 0.0
     gap: float = 0.0
     ending: str = "whole"
@@ -120,6 +122,8 @@ class ScriptedServer:
         tokens = body.get("max_tokens") or body["max_completion_tokens"]
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        while self.most_at_once < script.together:
+            await asyncio.sleep(0.002)
         await asyncio.sleep(script.delay)
         for index in range(tokens):
             if index:

@@ -45,14 +45,14 @@ def test_latencies_add_up_to_the_delays() -> None:
 
     with ScriptedServer(script) as server:
         (level,) = measure(server)["levels"]
+    ttft, tpot, e2e = (level[f"{name}_ms"]["mean"] for name in ("ttft", "tpot", "e2e"))
     assert level["ttft_ms"]["p90"] >= 300
-    assert 50 <= level["ttft_ms"]["p50"]
-    assert level["tpot_ms"]["p50"] >= 20
-    assert level["itl_ms"]["p50"] <= level["itl_ms"]["p90"] <= level["itl_ms"]["p99"]
-    # One client: each request waits for its first token and three more.
-    assert level["seconds"] >= 3 * 0.3 + 3 * 0.05 + 6 * 3 * 0.02
-    assert level["e2e_ms"]["mean"] > level["ttft_ms"]["mean"] + 3 * 20
-    assert level["seconds"] * 1e3 >= 6 * level["e2e_ms"]["mean"]
+    assert ttft >= (300 + 50) / 2
+    assert e2e >= ttft
+    assert e2e >= (300 + 50) / 2 + 3 * 20
+    assert e2e - ttft == pytest.approx(3 * tpot)
+    # One client: no two requests overlap.
+    assert level["seconds"] * 1e3 >= 6 * e2e
 
 
 def test_levels_are_measured_in_turn() -> None:
@@ -68,7 +68,7 @@ def test_levels_are_measured_in_turn() -> None:
 
 @pytest.mark.parametrize("clients", [1, 4])
 def test_a_closed_loop_has_as_many_requests_under_way_as_clients(clients: int) -> None:
-    with ScriptedServer(lambda number, body: Script(delay=0.1)) as server:
+    with ScriptedServer(lambda number, body: Script(together=clients)) as server:
         measure(server, loops=(ClosedLoop(clients),), requests=8)
     assert server.most_at_once == clients
 
@@ -91,9 +91,9 @@ def test_errors_are_counted_by_kind(script: Script, kind: str, words: str) -> No
         return script if number % 3 == 1 else Script()
 
     # A time-out is the only kind that has to be waited for.
-    timeout = 2.0 if script.delay else 60.0
+    timeout = 5.0 if script.delay else 60.0
     with ScriptedServer(every_third) as server:
-        (level,) = measure(server, timeout=timeout)["levels"]
+        (level,) = measure(server, timeout=timeout, loops=(ClosedLoop(6),))["levels"]
     assert (level["answered"], level["failed"]) == (4, 2)
     assert level["errors"][kind]["count"] == 2
     assert words in level["errors"][kind]["first"]
@@ -188,7 +188,7 @@ def test_no_server_is_refused() -> None:
 
 def test_a_wrong_key_is_refused() -> None:
     with ScriptedServer(api_key="right") as server:
-        with pytest.raises(InputError, match="refused the API key.*wrong key.*--api-key"):
+        with pytest.raises(InputError, match=r"refused the API key.*wrong key.*--api-key"):
             measure(server, api_key="left")
         assert measure(server, api_key="right")["levels"][0]["answered"] == 6
 
@@ -196,7 +196,7 @@ def test_a_wrong_key_is_refused() -> None:
 def test_a_model_that_is_not_there_is_refused() -> None:
     with (
         ScriptedServer(models=("one", "two")) as server,
-        pytest.raises(InputError, match="three.*it has one, two"),
+        pytest.raises(InputError, match=r"three.*it has one, two"),
     ):
         measure(server, model="three")
 
@@ -235,6 +235,5 @@ def test_a_served_engine(tiny_engine: Callable[[str], TinyEngine]) -> None:
         assert 6 * 3 <= level["output_tokens"] <= 6 * 6
         assert level["goodput_fraction"] == 1
         assert level["ttft_ms"]["p50"] <= level["e2e_ms"]["p50"]
-    answered = [record for record in server.records if record["status"] == 200]
-    # Models and version asked for, two probes, and a warm-up before each level.
-    assert len(answered) == 2 + 2 + 2 * (1 + 6)
+    completions = [each for each in server.records if each["path"] == "/v1/chat/completions"]
+    assert [each["status"] for each in completions] == [200] * (2 + 2 * (1 + 6))  # two probes
