@@ -134,10 +134,10 @@ def agent(checkpoint: Path, pictures: Path) -> Workload:
     def arguments(history: int, repetition: int) -> dict[str, Any]:
         messages = conversation(history)
         chat, _ = prompts.split_images(messages)
-        rendered = prompts.render(chat)
-        ids = prompts.encode(prompts.expand(rendered, [image_tokens]), from_template=True)
+        prompt = prompts.chat(chat)
+        ids = prompts.encode(prompt, [image_tokens])
         image = screens[(repetition + history) % len(screens)]
-        request = {"token_ids": ids, "text": rendered, "images": [str(image)]}
+        request = {"token_ids": ids, "text": prompt.text, "images": [str(image)]}
         return {"requests": [request], "tokens": ACTION_TOKENS}
 
     quantities = {

@@ -88,28 +88,6 @@ class Family:
         frames, rows, columns = (int(side) for side in grid_thw)
         return frames * rows * columns // vision.merge_size**2
 
-    def expand_placeholders(self, text: str, counts: Sequence[int]) -> str:
-        """Repeat each image placeholder of a rendered prompt, one per image token.
-
-        counts: image tokens of each image, in the order of the prompt.
-        Raises InputError when the prompt has more or fewer placeholders than there are images.
-        """
-        if self.image_placeholder is None:
-            if counts:
-                raise InputError(
-                    f"{len(counts)} images were given to a {self.name} model, which takes text only"
-                )
-            return text
-        found = text.count(self.image_placeholder)
-        if found != len(counts):
-            raise InputError(
-                f"the prompt has {found} image placeholders and {len(counts)} images were given; "
-                f"write {self.image_placeholder} once for each image"
-            )
-        pieces = text.split(self.image_placeholder)
-        placeholders = [self.image_placeholder * count for count in counts]
-        return pieces[0] + "".join(a + b for a, b in zip(placeholders, pieces[1:], strict=True))
-
 
 def text_config(config: Config) -> Config:
     """The decoder's part of a configuration (nested in image models, flat in text models)."""

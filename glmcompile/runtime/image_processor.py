@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-from dataclasses import dataclass
-from io import BytesIO
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from glmcompile.config import VisionConfig
 from glmcompile.errors import InputError
 from glmcompile.families import Family
+from glmcompile.runtime.image_decoder import array_rgb, decode_rgb, pillow_rgb
+from glmcompile.runtime.media import OWN, ImageSource, InputPolicy, read_image
 
 ImageInput = str | Path | bytes | Image.Image | NDArray[np.uint8]
 
@@ -55,35 +54,38 @@ class ImageProcessor:
         mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
         self._levels: NDArray[np.float32] = (levels - mean[:, None]) / std[:, None]
 
-    def __call__(self, image: ImageInput) -> ProcessedImage:
-        """Process one image: a path, a `data:` URL, an encoded file's bytes, a Pillow image or an
-        array uint8 [height, width] or [height, width, 1, 3 or 4].
+    def __call__(
+        self, image: ImageInput | ImageSource, policy: InputPolicy = OWN
+    ) -> ProcessedImage:
+        """Process one image: a path, a URL, an encoded file's bytes, a Pillow image or an array
+        uint8 [height, width] or [height, width, 1, 3 or 4].
 
-        As in transformers, files and URLs are turned upright by their EXIF orientation and lose
-        their alpha channel, while Pillow images and arrays are taken as they stand and their
-        transparency is laid over white.
-        Raises InputError naming the image when it is missing, damaged or of an unusable shape.
+        As in transformers, files are turned upright by their EXIF orientation and lose their alpha
+        channel, while Pillow images and arrays are taken as they stand and their transparency is
+        laid over white. Of an animation the first frame is taken.
+        Raises InputError naming the image when it is missing, damaged, of an unusable shape or
+        against the policy.
         """
-        name = describe(image)
-        rgb = _load_rgb(image, name)
-        height, width = rgb.shape[:2]
-        if not height or not width:
-            raise InputError(f"{name}: an image of {width}x{height} pixels holds nothing")
+        if not isinstance(image, ImageSource):
+            image = ImageSource(image, describe(image))
+        rgb = _rgb(image, policy)
+        if not rgb.height or not rgb.width:
+            raise InputError(
+                f"{image.where}: an image of {rgb.width}x{rgb.height} pixels holds nothing"
+            )
         assert self._family.resize is not None
         try:
-            new_height, new_width = self._family.resize(height, width, self._vision)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
-        resized = np.asarray(
-            Image.fromarray(rgb).resize(
-                (new_width, new_height), Image.Resampling(self._vision.processor.resample)
+            height, width = self._family.resize(
+                rgb.height, rgb.width, self._bounded(policy.max_pixels)
             )
-        )
-        digest = hashlib.sha256(f"{new_height}x{new_width}:".encode())
-        digest.update(resized.tobytes())
+        except InputError as error:
+            raise InputError(f"{image.where}: {error}") from error
+        filter = Image.Resampling(self._vision.processor.resample)
+        resized = np.asarray(rgb.resize((width, height), filter))
+        digest = hashlib.sha256(f"{height}x{width}:".encode())
+        digest.update(resized.data)
         side = self._vision.patch_size
-        grid_thw = (1, new_height // side, new_width // side)
-        return ProcessedImage(resized, grid_thw, digest.digest(), self)
+        return ProcessedImage(resized, (1, height // side, width // side), digest.digest(), self)
 
     def patches(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Normalise uint8 [height, width, channels], cut it into patches, merge window by window.
@@ -103,9 +105,21 @@ class ImageProcessor:
                 made[:, channel] = self._levels[channel].take(flat[:, channel])[:, None]
         return patches.reshape(rows * columns, -1)
 
+    def _bounded(self, max_pixels: int | None) -> VisionConfig:
+        """The encoder's description with a lower bound on pixels. Raises InputError for one that
+        not even the smallest image keeps."""
+        own = self._vision.processor
+        if max_pixels is None or max_pixels >= own.max_pixels:
+            return self._vision
+        if max_pixels < own.min_pixels:
+            raise InputError(
+                f"max_pixels is {max_pixels}; this model's images have at least {own.min_pixels}"
+            )
+        return replace(self._vision, processor=replace(own, max_pixels=max_pixels))
+
 
 def describe(image: Any) -> str:
-    """How error messages name an image."""
+    """How errors name an image that has no other name."""
     if isinstance(image, str | Path):
         text = str(image)
         return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
@@ -118,74 +132,11 @@ def describe(image: Any) -> str:
     return f"{type(image).__name__} object"
 
 
-def _load_rgb(image: Any, name: str) -> NDArray[np.uint8]:
-    """uint8 [height, width, 3] of any accepted input."""
-    try:
-        if isinstance(image, Image.Image):
-            return np.asarray(_over_white(image))
-        if isinstance(image, np.ndarray):
-            return _array_rgb(image, name)
-        with Image.open(_source(image, name)) as opened:
-            # Loads the pixels, too: a truncated file is found here.
-            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-    except InputError:
-        raise
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as error:
-        reason = "no known image format" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(
-            f"{name}: not a readable image ({reason}); give a PNG, JPEG, WebP or another file "
-            "that Pillow reads"
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise InputError(
-            f"{name}: too many pixels ({error}); scale the image down first"
-        ) from error
-
-
-def _source(image: Any, name: str) -> Path | BytesIO:
-    """What Pillow is to open."""
-    if isinstance(image, bytes | bytearray | memoryview):
-        return BytesIO(image)
-    if isinstance(image, str) and image.startswith("data:"):
-        header, comma, payload = image.partition(",")
-        if not comma or not header.endswith(";base64"):
-            raise InputError(f"{name}: expected a URL of the form data:image/png;base64,...")
-        try:
-            return BytesIO(base64.b64decode(payload.encode(), validate=False))
-        except (binascii.Error, ValueError) as error:
-            raise InputError(f"{name}: the data URL holds no valid base64 ({error})") from error
-    if isinstance(image, str) and image.startswith(("http://", "https://")):
-        raise InputError(f"{name}: images are not fetched; give a file or a data: URL instead")
-    if isinstance(image, str | Path):
-        path = Path(image)
-        try:
-            if path.is_file():
-                return path
-        except (OSError, ValueError):  # a name the file system cannot hold
-            pass
-        raise InputError(f"{name}: no such image file")
-    raise InputError(
-        f"{name}: not an image; give a path, a data: URL, bytes, a Pillow image or an array"
-    )
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    """RGB, as transformers' `convert_to_rgb` for Pillow images."""
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        rgba = image.convert("RGBA")
-        background = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(background, rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _array_rgb(image: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    """RGB, as transformers' `convert_to_rgb` for arrays with channels last."""
-    pixels = image[:, :, None] if image.ndim == 2 else image
-    if image.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
-        raise InputError(f"{name}: expected uint8 [height, width] or [height, width, 1, 3 or 4]")
-    if pixels.shape[2] == 1:
-        pixels = np.repeat(pixels, 3, axis=2)
-    elif pixels.shape[2] == 4:
-        alpha = pixels[..., 3:] / 255
-        pixels = np.round(alpha * pixels[..., :3] + (1 - alpha) * 255).astype(np.uint8)
-    return np.ascontiguousarray(pixels)
+def _rgb(image: ImageSource, policy: InputPolicy) -> Image.Image:
+    """Any accepted input in RGB."""
+    source = read_image(image, policy)
+    if isinstance(source, Image.Image):
+        return pillow_rgb(source, image.where)
+    if isinstance(source, np.ndarray):
+        return array_rgb(source, image.where)
+    return decode_rgb(source, image.where, policy.max_source_pixels)

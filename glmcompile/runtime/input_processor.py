@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from glmcompile.config import ModelConfig
 from glmcompile.errors import InputError
 from glmcompile.families import Family
-from glmcompile.runtime.image_processor import ImageProcessor, ProcessedImage
+from glmcompile.runtime.control_tokens import PromptText
+from glmcompile.runtime.image_processor import ImageProcessor, ProcessedImage, describe
+from glmcompile.runtime.media import OWN, ImageSource, InputPolicy
 from glmcompile.runtime.prompt import Message, PromptBuilder
 from glmcompile.runtime.sequence import ImageSpan
 
@@ -22,12 +24,18 @@ from glmcompile.runtime.sequence import ImageSpan
 class Prompt:
     """What a caller may give; exactly one of the first four.
 
-    prompt: a user's turn; goes through the chat template where the model has one.
-    messages: a chat, in Hugging Face's or OpenAI's form.
-    text: the whole prompt as text, with one placeholder per image.
+    prompt: a user's turn; goes through the chat template where the model has one. Control tokens
+        in it are text.
+    messages: a chat, in Hugging Face's or OpenAI's form. Control tokens are text in all turns but
+        the assistant's.
+    text: the whole prompt as text, with one placeholder per image. It is its caller's own: control
+        tokens in it are tokens.
     token_ids: the whole prompt as tokens, with one image token per image feature.
     images: shown by `prompt` before its text, by the others at their bare placeholders, in order.
-    tools, template_options: further names for the chat template.
+    tools, add_generation_prompt, template_options: for the chat template; the last are further
+        names of its own, such as enable_thinking.
+    mm_processor_kwargs: {"max_pixels": n} bounds each resized image, where that is below the
+        engine's own bound.
     """
 
     prompt: str | None = None
@@ -36,7 +44,9 @@ class Prompt:
     token_ids: Sequence[int] | None = None
     images: Sequence[Any] = ()
     tools: Sequence[Mapping[str, Any]] | None = None
+    add_generation_prompt: bool = True
     template_options: Mapping[str, Any] | None = None
+    mm_processor_kwargs: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,21 +68,25 @@ class InputProcessor:
         self._model = model
         self._images = ImageProcessor(family, model.vision) if model.vision is not None else None
 
-    def __call__(self, request: Prompt) -> PreparedPrompt:
+    def __call__(self, request: Prompt, policy: InputPolicy = OWN) -> PreparedPrompt:
         """Raises InputError naming what cannot be served: an image, a message, the length."""
         given = [request.prompt, request.messages, request.text, request.token_ids]
         if sum(item is not None for item in given) != 1:
             raise InputError("give exactly one of prompt, messages, text and token_ids")
-        images: Sequence[Any] = request.images
+        policy = _with_request_bound(policy, request.mm_processor_kwargs)
+        images = [ImageSource(image, f"images[{i}]") for i, image in enumerate(request.images)]
         if request.token_ids is not None:
-            processed = [self._process(image) for image in images]
-            ids = [int(id) for id in request.token_ids]
+            ids = _token_ids(request.token_ids)
+            processed = self._process(images, policy)
         else:
-            text, images, from_template = self._text(request)
-            processed = [self._process(image) for image in images]
-            counts = [self._num_tokens(image) for image in processed]
-            text = self.prompts.expand(text, counts)
-            ids = self.prompts.encode(text, from_template=from_template)
+            text, images = self._text(request, images)
+            most = policy.max_characters
+            if most is not None and len(text.text) > most:
+                raise InputError(
+                    f"the prompt has {len(text.text):,} characters; at most {most:,} are taken"
+                )
+            processed = self._process(images, policy)
+            ids = self.prompts.encode(text, [self._num_tokens(image) for image in processed])
         self._check(ids)
         grids = [image.grid_thw for image in processed]
         positions, following = self._family.position_ids(ids, grids, self._model)
@@ -80,25 +94,36 @@ class InputProcessor:
             ids, self._spans(ids, processed), positions, int(following) - len(ids)
         )
 
-    def _text(self, request: Prompt) -> tuple[str, Sequence[Any], bool]:
-        """The prompt with one placeholder per image, its images, and whether a template made it."""
+    def _text(
+        self, request: Prompt, images: list[ImageSource]
+    ) -> tuple[PromptText, list[ImageSource]]:
+        """The prompt with one placeholder per image, and its images."""
         if request.text is not None:
-            return request.text, request.images, False
-        messages, images = request.messages, request.images
+            return self.prompts.whole(request.text), images
+        if request.prompt is not None and not self.prompts.has_chat_template:
+            return self.prompts.turn(request.prompt, len(images)), images
+        messages: Any = request.messages
         if request.prompt is not None:
-            if not self.prompts.has_chat_template:
-                marks = (self._family.image_placeholder or "") * len(images)
-                return marks + request.prompt, images, False
-            messages, images = [self.prompts.user_message(request.prompt, images)], ()
-        assert messages is not None
+            messages, images = [self.prompts.user_message(request.prompt, images)], []
         chat, shown = self.prompts.split_images(messages, images)
-        options = dict(request.template_options or {})
-        return self.prompts.render(chat, tools=request.tools, **options), shown, True
+        prompt = self.prompts.chat(
+            chat,
+            tools=request.tools,
+            add_generation_prompt=request.add_generation_prompt,
+            options=request.template_options,
+        )
+        return prompt, shown
 
-    def _process(self, image: Any) -> ProcessedImage:
-        if self._images is None:
+    def _process(self, images: Sequence[ImageSource], policy: InputPolicy) -> list[ProcessedImage]:
+        if images and self._images is None:
             raise InputError(f"a {self._family.name} model takes text only, not images")
-        return self._images(image)
+        if policy.max_images is not None and len(images) > policy.max_images:
+            raise InputError(
+                f"{len(images)} images were given; a request may show {policy.max_images}"
+            )
+        if policy.open_paths:  # a program's own paths help it to find the image
+            images = [_with_description(image) for image in images]
+        return [self._images(image, policy) for image in images] if self._images else []
 
     def _num_tokens(self, image: ProcessedImage) -> int:
         assert self._model.vision is not None
@@ -130,3 +155,35 @@ class InputProcessor:
             spans.append(ImageSpan(int(places[taken]), count, image))
             taken += count
         return tuple(spans)
+
+
+def _with_description(image: ImageSource) -> ImageSource:
+    return replace(image, where=f"{image.where} ({describe(image.source)})")
+
+
+def _with_request_bound(policy: InputPolicy, options: Mapping[str, Any] | None) -> InputPolicy:
+    """The policy with a request's own max_pixels, which can lower its bound and not raise it."""
+    if options is None:
+        return policy
+    if not isinstance(options, Mapping) or set(options) - {"max_pixels"}:
+        raise InputError(f"mm_processor_kwargs: expected {{'max_pixels': n}}, not {options!r:.80}")
+    pixels = options.get("max_pixels")
+    if pixels is None:
+        return policy
+    if not isinstance(pixels, int) or isinstance(pixels, bool) or pixels < 1:
+        raise InputError(
+            f"mm_processor_kwargs: max_pixels is {pixels!r:.40}; expected an integer above 0"
+        )
+    return replace(policy, max_pixels=min(pixels, policy.max_pixels or pixels))
+
+
+def _token_ids(ids: Any) -> list[int]:
+    """Integers as they are; other things are refused, floats and booleans among them."""
+    if isinstance(ids, str | bytes | Mapping) or not hasattr(ids, "__len__"):
+        raise InputError(f"token_ids: expected a list of integers, not {type(ids).__name__}")
+    made = []
+    for place, id in enumerate(ids):
+        if isinstance(id, bool) or not isinstance(id, int | np.integer):
+            raise InputError(f"token_ids[{place}]: expected an integer, not {id!r:.40}")
+        made.append(int(id))
+    return made

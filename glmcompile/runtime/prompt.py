@@ -1,29 +1,33 @@
 """Requests to token ids: chat template, image placeholders, tokenizer; as transformers does it.
 
-Template rules: `render_jinja_template` of transformers' `utils/chat_template_utils.py`.
+Who wrote a string decides what its control tokens are: a template's are tokens, and so are those of
+an assistant's turn (the model's own words) and of a whole prompt that its caller formatted. In
+anybody else's words they are text.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.ext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from glmcompile.artifact import CHAT_TEMPLATE, TOKENIZER
+from glmcompile.artifact import TOKENIZER
 from glmcompile.errors import ArtifactError, InputError
 from glmcompile.families import Family
+from glmcompile.runtime.chat_template import ChatTemplate, checked_text, json_data
+from glmcompile.runtime.control_tokens import ControlTokens, PromptText
 from glmcompile.runtime.detokenizer import Detokenizer, special_ids
+from glmcompile.runtime.media import ImageSource
 
 Message = Mapping[str, Any]
 
-_NAMED_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+# Some templates make a control token of a role, and most leave out turns of a role they don't know.
+ROLES = (
+    "system", "developer", "user", "assistant", "tool", "function", "observation", "ipython",
+)  # fmt: skip
+
 _IMAGE_SOURCES = ("image", "url", "path", "base64")
 
 
@@ -43,54 +47,70 @@ class PromptBuilder:
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self._special_ids = special_ids(self.tokenizer)
-        self._special_tokens, source = _settings(directory / "tokenizer_config.json")
-        file = directory / CHAT_TEMPLATE
-        try:
-            source = file.read_text("utf-8") if file.is_file() else source
-            self._template = _environment().from_string(source) if source else None
-        except UnicodeDecodeError as error:
-            raise ArtifactError(f"{file}: not UTF-8 text ({error}); fetch it again") from error
-        except jinja2.TemplateSyntaxError as error:
-            raise ArtifactError(
-                f"{directory}: the chat template is not valid Jinja ({error}, line {error.lineno})"
-            ) from error
+        self._controls = ControlTokens(self.tokenizer, family.image_placeholder)
+        self._template = ChatTemplate(directory)
 
     @property
     def has_chat_template(self) -> bool:
-        return self._template is not None
+        return bool(self._template)
 
-    def render(
+    @property
+    def chat_template(self) -> str:
+        """The template's text; "" without one."""
+        return self._template.source
+
+    def render(self, messages: Sequence[Message], **arguments: Any) -> str:
+        """The chat as text, as transformers' apply_chat_template; arguments as for `chat`."""
+        return self.chat(messages, **arguments).text
+
+    def chat(
         self,
         messages: Sequence[Message],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        **variables: Any,
-    ) -> str:
-        """The chat as text, one placeholder per image; equal to transformers' apply_chat_template.
+        options: Mapping[str, Any] | None = None,
+    ) -> PromptText:
+        """The chat with one placeholder per image; its text equals apply_chat_template's.
 
-        messages: from `split_images`, or in the template's own form.
-        variables: further names for the template (`enable_thinking=False`).
-        Raises InputError when there is no template, or the template rejects the messages.
+        messages: from `split_images`.
+        tools: definitions as JSON.
+        options: further names for the template (`enable_thinking=False`).
+        Raises InputError when there is no template, the template rejects the messages, or they
+        hold what is no JSON.
         """
-        if self._template is None:
-            raise InputError(
-                "this model has no chat template; give the whole prompt as `text` instead"
-            )
-        try:
-            return self._template.render(
-                messages=[_with_reasoning_names(_plain(dict(message))) for message in messages],
-                tools=_plain(tools),
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **{**self._special_tokens, **_plain(variables)},
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise InputError(f"the chat template rejects the messages: {error}") from error
+        self._template.check_options({} if options is None else options)
+        if tools is not None:
+            _check_tools(tools)
+        as_text = self._controls.as_text
+        plain = [json_data(message, f"messages[{i}]") for i, message in enumerate(messages)]
+        tools = None if tools is None else _with_text(json_data(tools, "tools"), as_text, as_text)
+        options = _with_text(json_data(options or {}, "template_options"), as_text, as_text)
+
+        def written(text: Callable[[str], str]) -> PromptText:
+            chat = [self._marked(message, text) for message in plain]
+            marked = self._template.render(chat, tools, add_generation_prompt, options)
+            return self._controls.read(marked, from_template=True)
+
+        prompt = written(as_text)
+        # Two strings, or a string and the template, can make a token together. What the template
+        # writes around strings without any letter of a token shows whether that happened.
+        masked = written(self._controls.masked)
+        return prompt if prompt.tokens() == masked.tokens() else masked
+
+    def whole(self, text: str) -> PromptText:
+        """A whole prompt that its caller formatted: control tokens in it are tokens."""
+        text = checked_text(text, "text")
+        return PromptText(text, self._controls.find(text))
+
+    def turn(self, prompt: str, images: int) -> PromptText:
+        """Images, then a user's words, for a model that has no chat template."""
+        marks = (self._family.image_placeholder or "") * images
+        return self._controls.read(marks + self._controls.as_text(checked_text(prompt, "prompt")))
 
     def split_images(
         self, messages: Sequence[Message], images: Sequence[Any] = ()
-    ) -> tuple[list[dict[str, Any]], list[Any]]:
+    ) -> tuple[list[dict[str, Any]], list[ImageSource]]:
         """Messages in the templates' form, and the images they show in order.
 
         Image parts are `{"type": "image"}` with the image under image, url, path or base64, or
@@ -99,28 +119,37 @@ class PromptBuilder:
         template wants a string.
         Raises InputError for malformed messages, bare parts without an image, and images left over.
         """
+        if not isinstance(messages, list | tuple):
+            raise InputError(f"messages: expected a list, not {type(messages).__name__}")
         if not messages:
             raise InputError("messages is empty; give at least one message")
-        given = iter(images)
-        sources: list[Any] = []
+        given = iter([ImageSource(image, f"images[{i}]") for i, image in enumerate(images)])
+        sources: list[ImageSource] = []
         result: list[dict[str, Any]] = []
         for index, message in enumerate(messages):
+            where = f"messages[{index}]"
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-                raise InputError(f"messages[{index}]: expected a mapping with `role` and `content`")
+                raise InputError(f"{where}: expected a mapping with `role` and `content`")
+            if message["role"] not in ROLES:
+                raise InputError(
+                    f"{where}: unknown role {message['role'][:40]!r}; use one of {', '.join(ROLES)}"
+                )
             # Many templates print a `None` they are handed; a missing key they handle.
             kept = {key: value for key, value in message.items() if value is not None}
             content = kept.get("content")
             if isinstance(content, list | tuple):
-                parts: list[Any] = []
-                for place, part in enumerate(content):
-                    where = f"messages[{index}].content[{place}]"
-                    parts.append(self._part(part, where, given, sources))
+                parts = [
+                    self._part(part, f"{where}.content[{place}]", given, sources)
+                    for place, part in enumerate(content)
+                ]
                 if self._family.image_placeholder is None:
                     kept["content"] = "\n".join(part["text"] for part in parts)
                 else:
                     kept["content"] = parts
-            elif content is not None and not isinstance(content, str):
-                raise InputError(f"messages[{index}].content: expected a string or a list of parts")
+            elif not isinstance(content, str) and (
+                content is not None or message["role"] != "assistant"
+            ):
+                raise InputError(f"{where}.content: expected a string or a list of parts")
             result.append(kept)
         left = len(list(given))
         if left:
@@ -137,45 +166,57 @@ class PromptBuilder:
         parts = [{"type": "image", "image": image} for image in images]
         return {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}
 
-    def expand(self, text: str, image_tokens: Sequence[int]) -> str:
-        """Repeat each image placeholder, one per image token (Family.expand_placeholders)."""
-        return self._family.expand_placeholders(text, image_tokens)
-
-    def encode(self, text: str, *, from_template: bool) -> list[int]:
-        """Token ids of an expanded prompt.
+    def encode(self, prompt: PromptText, image_tokens: Sequence[int] = ()) -> list[int]:
+        """Token ids of a prompt, each image placeholder repeated once per token of its image.
 
         Special tokens (a BOS) are added where transformers adds them: never to a text model's
         rendered chat, and otherwise unless the text begins with the BOS already.
+        Raises InputError when the prompt has more or fewer placeholders than there are images.
         """
-        bos = self._special_tokens.get("bos_token")
-        bare = from_template and (
-            self._family.image_placeholder is None or (bos is not None and text.startswith(bos))
-        )
-        return self.tokenizer.encode(text, add_special_tokens=not bare).ids
+        bos = self._template.special_tokens.get("bos_token")
+        begins = bos is not None and prompt.text.startswith(bos) and bos in prompt.tokens()[:1]
+        bare = prompt.from_template and (self._family.image_placeholder is None or begins)
+        return self._controls.encode(prompt, image_tokens, add_special_tokens=not bare)
 
-    def detokenizer(self, stop: Sequence[str] = ()) -> Detokenizer:
-        """Turns one answer's tokens back into text."""
-        return Detokenizer(self.tokenizer, self._special_ids, stop)
+    def detokenizer(self, stop: Sequence[str] = (), shown: Collection[str] = ()) -> Detokenizer:
+        """Turns one answer's tokens back into text; of special tokens those in `shown` alone."""
+        skipped = self._special_ids - {self.tokenizer.token_to_id(token) for token in shown}
+        return Detokenizer(self.tokenizer, skipped, stop)
 
-    def _part(self, part: Any, where: str, given: Any, sources: list[Any]) -> dict[str, Any]:
-        """One content part in the template's form; its image goes to `sources`."""
+    def _marked(self, message: dict[str, Any], text: Callable[[str], str]) -> dict[str, Any]:
+        """A message whose strings can name no control token, but an assistant's those it emits."""
+        role = message["role"]
+        if role == "developer" and role not in self._template.source:
+            role = "system"  # OpenAI's newer name, which most templates leave out silently
+        names = self._controls.as_text
+        if role == "assistant":  # no model emits images
+            text = names = self._controls.without_images
+        return _with_text(message, text, names) | {"role": role}
+
+    def _part(
+        self, part: Any, where: str, given: Any, sources: list[ImageSource]
+    ) -> dict[str, Any]:
+        """One content part in the template's form; its image goes to `sources`.
+
+        Only what is known of a part is kept: templates look for `image` or `video` in any part.
+        """
         if not isinstance(part, Mapping) or "type" not in part:
             raise InputError(f"{where}: expected a mapping with `type`")
         if part["type"] == "text":
             if not isinstance(part.get("text"), str):
                 raise InputError(f"{where}: expected `text` to be a string")
-            return dict(part)
+            return {"type": "text", "text": part["text"]}
         if part["type"] not in ("image", "image_url"):
-            raise InputError(f"{where}: type {part['type']!r} is not supported; use text or image")
+            raise InputError(
+                f"{where}: type {str(part['type'])[:40]!r} is not supported; use text or image"
+            )
         if self._family.image_placeholder is None:
             raise InputError(f"{where}: a {self._family.name} model takes text only, not images")
-        shown = dict(part)
         if part["type"] == "image_url":
             url = part.get("image_url")
             source = url.get("url") if isinstance(url, Mapping) else url
             if not source:
                 raise InputError(f"{where}: expected image_url to be a URL or {{'url': ...}}")
-            shown = {"type": "image", "url": source}
         else:
             source = next((part[key] for key in _IMAGE_SOURCES if part.get(key) is not None), None)
             if part.get("base64") is source and isinstance(source, str):
@@ -184,97 +225,28 @@ class PromptBuilder:
                 source = next(given, None)
             if source is None:
                 raise InputError(f"{where}: an image part without an image, and none is left")
-        sources.append(source)
-        return shown
+        sources.append(source if isinstance(source, ImageSource) else ImageSource(source, where))
+        return {"type": "image"}
 
 
-def _settings(file: Path) -> tuple[dict[str, str], str | None]:
-    """The special tokens by the names templates use, and the chat template, where there are any."""
-    if not file.is_file():
-        return {}, None
-    try:
-        settings = json.loads(file.read_text("utf-8"))
-        tokens = {
-            f"{name}_token": _token_text(token)
-            for name in _NAMED_TOKENS
-            if (token := settings.get(f"{name}_token")) is not None
+def _check_tools(tools: Any) -> None:
+    """Raises InputError for anything but a list of mappings; what is in them is the template's."""
+    if not isinstance(tools, list | tuple):
+        raise InputError(f"tools: expected a list of definitions, not {type(tools).__name__}")
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            raise InputError(f"tools[{index}]: expected a mapping, not {type(tool).__name__}")
+
+
+def _with_text(value: Any, text: Callable[[str], str], key: Callable[[str], str]) -> Any:
+    """JSON data with its strings and its keys put through functions; a `type` is like a key."""
+    if isinstance(value, str):
+        return text(value)
+    if isinstance(value, list):
+        return [_with_text(item, text, key) for item in value]
+    if isinstance(value, dict):
+        return {
+            key(name): _with_text(item, key if name == "type" else text, key)
+            for name, item in value.items()
         }
-        template = settings.get("chat_template")
-        if isinstance(template, list):  # transformers 4 stored several templates by name
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(
-            f"{file}: not a tokenizer's settings ({error!r}); fetch it again"
-        ) from error
-    return tokens, template
-
-
-def _token_text(token: Any) -> str:
-    return token["content"] if isinstance(token, Mapping) else str(token)
-
-
-def _plain(value: Any) -> Any:
-    """Only JSON's types reach the template: methods of richer objects could do harm there."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    return f"<{type(value).__name__}>"
-
-
-def _with_reasoning_names(message: dict[str, Any]) -> dict[str, Any]:
-    """Reasoning goes by several names; templates read the first, gpt-oss the second."""
-    names = ("reasoning_content", "thinking", "reasoning")
-    reasoning = next((message[name] for name in names if message.get(name) is not None), None)
-    if reasoning is None:
-        return message
-    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The Jinja environment that chat templates are written for."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's words for training; here it prints its body."""
-
-    tags = {"generation"}  # noqa: RUF012 (the base class declares it so)
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        call = self.call_method("_body")
-        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
-
-    def _body(self, caller: Callable[[], str]) -> str:
-        return caller()
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Plain JSON: Jinja's own filter escapes HTML."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
+    return value

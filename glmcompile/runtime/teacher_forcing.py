@@ -39,7 +39,7 @@ class AnswerEncoder:
         """
         prompts = self._inputs.prompts
         if not prompt and not images:
-            ids = prompts.encode(answer, from_template=False)
+            ids = prompts.encode(prompts.whole(answer))
             if len(ids) < 2:
                 raise InputError(f"the text {answer!r} has nothing to predict; leave it out")
             return ids[: self._limit], [], 1

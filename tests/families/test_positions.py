@@ -146,20 +146,8 @@ def test_resize_refuses_a_sliver(name: str) -> None:
         family.resize(12300, 60, model.vision)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_placeholders_expand_in_order(name: str) -> None:
-    family, _ = family_and_model(name)
-    mark = family.image_placeholder
-    assert family.expand_placeholders(f"a{mark}b{mark}c", [2, 3]) == f"a{mark * 2}b{mark * 3}c"
-    assert family.expand_placeholders("plain", []) == "plain"
-    with pytest.raises(InputError, match="1 image placeholders and 2 images"):
-        family.expand_placeholders(f"a{mark}", [1, 1])
-
-
 def test_text_model_refuses_images() -> None:
     family, model = family_and_model("llama")
-    with pytest.raises(InputError, match="takes text only"):
-        family.expand_placeholders("a", [4])
     with pytest.raises(InputError, match="text only"):
         family.position_ids([1], [(1, 2, 2)], model)
 

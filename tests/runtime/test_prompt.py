@@ -62,15 +62,17 @@ def test_text_chats_equal_transformers(
     model = tiny_model(family_name)
     prompts = builder(model)
     messages, images = prompts.split_images(chat)
-    text = prompts.render(messages)
+    prompt = prompts.chat(messages)
     theirs = reference.processor(model.directory, model.family.name)
     assert images == []
-    assert text == theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert prompt.text == theirs.apply_chat_template(
+        chat, tokenize=False, add_generation_prompt=True
+    )
     expected = theirs.apply_chat_template(
         chat, tokenize=True, return_dict=True, add_generation_prompt=True
     )["input_ids"]
     expected = expected[0] if isinstance(expected[0], list) else expected
-    assert prompts.encode(text, from_template=True) == expected
+    assert prompts.encode(prompt) == expected
 
 
 @pytest.mark.parametrize("family", ["glm4v", "qwen2_vl"])
@@ -88,9 +90,10 @@ def test_image_chats_equal_transformers(
         {"role": "user", "content": [{"type": "text", "text": "and?"}, content[0]]},
     ]
     messages, images = prompts.split_images(chat)
-    text = prompts.render(messages)
+    prompt = prompts.chat(messages)
     theirs = reference.processor(model.directory, model.family.name)
-    assert text == theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    expected = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert prompt.text == expected
     vision = model.config.vision
     assert vision is not None
     process = ImageProcessor(model.family, vision)
@@ -98,10 +101,7 @@ def test_image_chats_equal_transformers(
     expected = theirs.apply_chat_template(
         chat, tokenize=True, return_dict=True, add_generation_prompt=True
     )
-    assert (
-        prompts.encode(prompts.expand(text, counts), from_template=True)
-        == (expected["input_ids"][0])
-    )
+    assert prompts.encode(prompt, counts) == expected["input_ids"][0]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -114,7 +114,9 @@ def test_template_features_equal_transformers(
         {"role": "user", "content": " <ü> ", "thinking": "h"},
     ]
     tools = [{"type": "function", "function": {"name": "tap", "parameters": {"x": [1, 2.5, None]}}}]
-    ours = with_template(model, TEMPLATES[name], tmp_path).render(chat, tools=tools, flag="é")
+    ours = with_template(model, TEMPLATES[name], tmp_path).render(
+        chat, tools=tools, options={"flag": "é"}
+    )
     expected = reference.tokenizer(model.directory).apply_chat_template(
         chat,
         tools=tools,
@@ -139,8 +141,10 @@ def test_openai_parts_and_bare_parts_find_their_images(tiny_model: TinyModels) -
         {"type": "image", "base64": payload},
     ]
     messages, images = prompts.split_images([{"role": "user", "content": parts}], ["a.png"])
-    assert images[:3] == [url, "a.png", "b.png"]
-    assert images[3].endswith(payload)
+    assert [image.source for image in images[:3]] == [url, "a.png", "b.png"]
+    assert images[3].source.endswith(payload)
+    places = [f"messages[0].content[{i}]" for i in range(4)]
+    assert [image.where for image in images] == [places[0], "images[0]", *places[2:]]
     assert prompts.render(messages).count("<|image|>") == 4
 
 
@@ -221,8 +225,7 @@ def test_without_a_template_chats_are_refused_and_text_still_works(
     with pytest.raises(InputError, match="no chat template"):
         prompts.render([{"role": "user", "content": "x"}])
     assert (
-        prompts.encode("x", from_template=False)
-        == reference.tokenizer(model.directory)("x")["input_ids"]
+        prompts.encode(prompts.whole("x")) == reference.tokenizer(model.directory)("x")["input_ids"]
     )
 
 
