@@ -104,6 +104,21 @@ class Checkpoint:
                 return template
         return None
 
+    @cached_property
+    def sampling(self) -> dict[str, float]:
+        """What generation_config.json says of how answers are sampled, by SamplingParams' names.
+
+        Its author's word that nothing is drawn (`do_sample` is false) is a temperature of 0.
+        """
+        settings = _read_json(self.path / "generation_config.json", optional=True)
+        if settings.get("do_sample") is False:
+            return {"temperature": 0.0}
+        return {
+            name: value
+            for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+            if isinstance(value := settings.get(name), int | float)
+        }
+
     def hash(self) -> str:
         """SHA-256 over config.json and the weight files' names and bytes, as hexadecimal."""
         digest = hashlib.sha256()

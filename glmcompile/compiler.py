@@ -85,6 +85,7 @@ def compile_checkpoint(
         record |= {
             "source": {"name": source.path.resolve().name, "sha256": source.hash()},
             "parity": report.to_json(),
+            "sampling": source.sampling,
             "tools": {name: version(name) for name in TOOLS},
             # Kernels choose their instructions when a session opens; none is taken for granted.
             "required_cpu_features": [],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,31 @@ from glmcompile.cli.arguments import BYTES, ENGINE, THREADS
     show_default=True,
     help="Requests that may wait; more are answered with status 429.",
 )
+@click.option(
+    "--limit-images",
+    "max_images",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    help="Of one request.",
+)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1),
+    help="Bound on each image after resizing, where that is below the engine's own.",
+)
+@click.option(
+    "--allowed-media-path",
+    "media_path",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder whose images clients may name by file:// URLs; default: none.",
+)
+@click.option(
+    "--allowed-media-host",
+    "remote_hosts",
+    multiple=True,
+    help="Host, such as *.example.com, whose images are fetched by https; may be repeated.",
+)
 @click.option("--max-body", type=BYTES, default="64MiB", show_default=True, help="Of one request.")
 @click.option(
     "--cors-origin",
@@ -76,6 +102,11 @@ from glmcompile.cli.arguments import BYTES, ENGINE, THREADS
     help="Seconds that running requests have after SIGTERM.",
 )
 @click.option("--access-log", metavar="FILE", help="A line of JSON for every request; - is stderr.")
+@click.option(
+    "--reasoning-parser",
+    type=click.Choice(["auto"]),
+    help="Give the thinking apart from the answer, by the markers that the model has.",
+)
 @click.option("--fault", "faults", default="", hidden=True, help="See glmcompile.runtime.faults.")
 @THREADS
 def command(
@@ -84,10 +115,15 @@ def command(
     port: int,
     model_names: tuple[str, ...],
     api_key: str | None,
+    max_images: int,
+    max_pixels: int | None,
+    media_path: Path | None,
+    remote_hosts: tuple[str, ...],
     max_body: int,
     cors_origins: tuple[str, ...],
     grace: float,
     access_log: str | None,
+    reasoning_parser: str | None,
     **options: Any,
 ) -> None:
     """Serve ENGINE to OpenAI clients until SIGTERM or Ctrl-C, then finish what runs.
@@ -96,6 +132,7 @@ def command(
     glmcompile serve phone.engine --port 8000 --served-model-name autoglm-phone
     curl http://127.0.0.1:8000/v1/models
     """
+    from glmcompile.runtime.media import SERVED
     from glmcompile.runtime.options import EngineOptions
     from glmcompile.serve.server import serve
     from glmcompile.serve.settings import ServerSettings
@@ -107,6 +144,14 @@ def command(
         cors_origins=cors_origins,
         grace=grace,
         access_log=access_log,
+        split_reasoning=reasoning_parser is not None,
+        policy=replace(
+            SERVED,
+            max_images=max_images,
+            max_pixels=max_pixels,
+            media_path=media_path,
+            remote_hosts=remote_hosts,
+        ),
     )
     if api_key is None and not _is_loopback(host):
         click.echo(f"note: whoever reaches {host} can use the server; see --api-key.", err=True)

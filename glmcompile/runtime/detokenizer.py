@@ -33,7 +33,7 @@ class Detokenizer:
     def __init__(
         self, tokenizer: Tokenizer, special: Collection[int] = (), stop: Sequence[str] = ()
     ) -> None:
-        """special: ids to skip (`special_ids`); stop: strings, none of them empty."""
+        """special: ids to skip, of `special_ids`; stop: strings, none of them empty."""
         self._tokenizer = tokenizer
         self._special = special
         self._stop = tuple(stop)
@@ -91,7 +91,7 @@ class Detokenizer:
         return len(self._tokens)
 
     def _decode(self, tokens: list[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=True) if tokens else ""
+        return self._tokenizer.decode(tokens, skip_special_tokens=False) if tokens else ""
 
     def _append(self, new: str) -> str:
         """Add decoded text, look for stop strings, and return what can be shown now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from collections.abc import Sequence as Items
 from concurrent.futures import Future
 from dataclasses import fields
@@ -18,9 +18,10 @@ from glmcompile.errors import ClosedError, InputError
 from glmcompile.families import supported
 from glmcompile.runtime.core import EngineCore
 from glmcompile.runtime.faults import Faults
-from glmcompile.runtime.grammar import GrammarCompiler
+from glmcompile.runtime.grammar_compiler import GrammarCompiler
 from glmcompile.runtime.input_processor import InputProcessor, Prompt
 from glmcompile.runtime.loop import EngineLoop
+from glmcompile.runtime.media import OWN, InputPolicy
 from glmcompile.runtime.opening import open_core
 from glmcompile.runtime.options import EngineOptions
 from glmcompile.runtime.prompt import PromptBuilder
@@ -76,11 +77,14 @@ class Engine:
         prompt: Prompt,
         sampling: SamplingParams | None = None,
         *,
+        policy: InputPolicy = OWN,
+        shown: Collection[str] = (),
         priority: int = 0,
         timeout: float | None = None,
     ) -> Request:
         """Process text and images in the calling thread; what comes of it is for `submit`, once.
 
+        policy: what the prompt may hold. shown: special tokens that stand in the answer's text.
         priority: the lower, the earlier it is admitted. timeout: seconds from now after which the
         request ends with a DeadlineError.
         Raises InputError for anything that cannot be served.
@@ -92,7 +96,7 @@ class Engine:
         if timeout is not None and not timeout > 0:
             raise InputError(f"timeout is {timeout!r}; expected seconds above 0")
         grammar = None if params.grammar is None else self._grammars(params.grammar)
-        ready = self._inputs(prompt)
+        ready = self._inputs(prompt, policy)
         room = self.context_length - len(ready.token_ids)
         if room < 1:
             raise InputError(
@@ -115,7 +119,7 @@ class Engine:
         request = Request(
             sequence,
             SamplingState(params, ready.token_ids, end_ids, grammar),
-            self.prompts.detokenizer(params.stop),
+            self.prompts.detokenizer(params.stop, shown),
             end_ids,
             arrived,
             timeout,

@@ -7,7 +7,7 @@ anybody else's words they are text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,11 @@ class PromptBuilder:
     @property
     def has_chat_template(self) -> bool:
         return bool(self._template)
+
+    @property
+    def chat_template(self) -> str:
+        """The template's text; "" without one."""
+        return self._template.source
 
     def render(self, messages: Sequence[Message], **arguments: Any) -> str:
         """The chat as text, as transformers' apply_chat_template; arguments as for `chat`."""
@@ -173,9 +178,10 @@ class PromptBuilder:
         bare = prompt.from_template and (self._family.image_placeholder is None or begins)
         return self._controls.encode(prompt, image_tokens, add_special_tokens=not bare)
 
-    def detokenizer(self, stop: Sequence[str] = ()) -> Detokenizer:
-        """Turns one answer's tokens back into text."""
-        return Detokenizer(self.tokenizer, self._special_ids, stop)
+    def detokenizer(self, stop: Sequence[str] = (), shown: Collection[str] = ()) -> Detokenizer:
+        """Turns one answer's tokens back into text; of special tokens those in `shown` alone."""
+        skipped = self._special_ids - {self.tokenizer.token_to_id(token) for token in shown}
+        return Detokenizer(self.tokenizer, skipped, stop)
 
     def _marked(self, message: dict[str, Any], text: Callable[[str], str]) -> dict[str, Any]:
         """A message whose strings can name no control token, but an assistant's those it emits."""

@@ -13,6 +13,7 @@ from glmcompile.errors import InputError
 from glmcompile.runtime.engine import Engine
 from glmcompile.runtime.input_processor import Prompt
 from glmcompile.runtime.sampling_params import SamplingParams
+from glmcompile.serve.answer_form import AnswerForms
 from glmcompile.serve.errors import ApiError, draining
 from glmcompile.serve.exchange import Exchange
 from glmcompile.serve.preparation import Preparation
@@ -29,7 +30,9 @@ class Service:
         self.engine, self.settings = engine, settings
         self.texts = TokenTexts(engine.prompts.tokenizer)
         self.preparation = Preparation(engine, settings.workers, engine.options.max_queue)
-        self.defaults: dict[str, Any] = {}
+        # Engines of before have no such entry.
+        self.defaults: dict[str, Any] = engine.manifest.get("sampling", {})
+        self.forms = AnswerForms(engine.prompts, split_reasoning=settings.split_reasoning)
         self.started = int(time.time())
         # Set once the server is told to stop; what runs is finished, nothing new is taken.
         self.draining = False
@@ -62,9 +65,11 @@ class Service:
         *,
         n: int = 1,
         streamed: bool = False,
+        shown: Sequence[str] = (),
     ) -> Exchange:
         """Prepare and submit n answers to each prompt; the caller closes the exchange.
 
+        shown: special tokens that stand in the answers' text.
         With a seed, the answers of a prompt take it and the numbers that follow.
         Raises InputError, OverloadedError, ClosedError, ApiError and ClientGoneError.
         """
@@ -83,6 +88,8 @@ class Service:
                     await self.preparation.prepare(
                         prompt,
                         _seeded(params, place),
+                        policy=self.settings.policy,
+                        shown=shown,
                         priority=body.priority,
                         timeout=body.timeout,
                     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from glmcompile.errors import InputError
+from glmcompile.runtime.media import SERVED, InputPolicy
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class ServerSettings:
     max_choices: answers of one request (`n` times the prompts of a batch).
     grace: seconds that running requests have once the server is told to stop.
     cors_origins: web origins whose pages may call the server; none by default.
-    reasoning: split reasoning off every answer, not only where a request asks for it.
+    split_reasoning: give thinking apart in every answer, not only where a request asks for it.
+    policy: what a request may hold, and where its images may come from.
     access_log: one line of JSON per request into this file, "-" for stderr; None: no log.
     workers: threads that decode images and tokenize.
     """
@@ -29,7 +31,8 @@ class ServerSettings:
     max_choices: int = 128
     grace: float = 30.0
     cors_origins: tuple[str, ...] = ()
-    reasoning: bool = False
+    split_reasoning: bool = False
+    policy: InputPolicy = SERVED
     access_log: Path | str | None = None
     workers: int = 2
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from glmcompile.errors import InputError
+from glmcompile.runtime.grammar import Grammar
 from glmcompile.runtime.request import Usage
 from glmcompile.runtime.sampling_params import SamplingParams
 
@@ -89,6 +90,7 @@ class Sampling(Body):
         *,
         max_tokens: int | None,
         logprobs: int | None,
+        grammar: Grammar | None = None,
     ) -> SamplingParams:
         """Raises InputError naming the option that is out of range."""
         options: dict[str, Any] = {"temperature": 1.0, **defaults}
@@ -101,7 +103,7 @@ class Sampling(Body):
             options["seed"] = self.seed % SEED_RANGE
         if self.logit_bias:
             options["logit_bias"] = _by_token(self.logit_bias)
-        return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **options)
+        return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, grammar=grammar, **options)
 
 
 _PLAIN_OPTIONS = (

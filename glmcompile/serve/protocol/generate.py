@@ -57,7 +57,11 @@ class GenerateRequest(Body):
                 f"parameters.multimodal is {str(bool(not images)).lower()} but inputs.image "
                 f"{'is missing' if not images else 'is given'}; make them agree"
             )
-        return Prompt(prompt=self.inputs.text, images=[_data_url(each) for each in images])
+        return Prompt(
+            prompt=self.inputs.text,
+            images=[_data_url(each) for each in images],
+            mm_processor_kwargs=self.parameters.mm_processor_kwargs,
+        )
 
 
 class Generated(BaseModel):

@@ -8,14 +8,21 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from glmcompile.errors import InputError
+from glmcompile.runtime.grammar import Grammar
 from glmcompile.runtime.input_processor import Prompt
 from glmcompile.runtime.request import Usage
 from glmcompile.runtime.sampling_params import SamplingParams
+from glmcompile.serve.answer_form import AnswerForm, AnswerForms
 from glmcompile.serve.protocol.chat import chat_messages
-from glmcompile.serve.protocol.common import Harmless, Sampling
+from glmcompile.serve.protocol.common import Body, Harmless, Sampling
+from glmcompile.serve.protocol.structured import TextFormat
 
 _STATELESS = "nothing is stored here; send the whole conversation as `input`"
 _TEXT_PARTS = ("input_text", "output_text", "text")
+
+
+class TextOptions(Body):
+    format: TextFormat | None = None
 
 
 class ResponsesRequest(Harmless, Sampling):
@@ -31,6 +38,12 @@ class ResponsesRequest(Harmless, Sampling):
     max_output_tokens: int | None = None
     stream: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
+    include_reasoning: bool | None = None
+    text: TextOptions | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool = True
 
     refused: ClassVar[Mapping[str, tuple[tuple[Any, ...], str]]] = {
         "store": ((False,), _STATELESS),
@@ -46,9 +59,40 @@ class ResponsesRequest(Harmless, Sampling):
         "top_logprobs": ((0,), "use /v1/chat/completions"),
     }
 
-    def params(self, defaults: Mapping[str, Any]) -> SamplingParams:
+    def form(self, forms: AnswerForms) -> AnswerForm:
+        """Raises InputError for what the model cannot be asked for."""
+        format = self.text.format if self.text is not None else None
+        return forms.of(
+            grammar=format.grammar() if format is not None else None,
+            include_reasoning=self.include_reasoning,
+            template_options=self.chat_template_kwargs,
+            tools=self.chat_tools(),
+            tool_choice=self.tool_choice,
+            parallel=self.parallel_tool_calls,
+        )
+
+    def params(self, defaults: Mapping[str, Any], grammar: Grammar | None) -> SamplingParams:
         """defaults: see Sampling. Raises InputError naming an option that is out of range."""
-        return self.sampling_params(defaults, max_tokens=self.max_output_tokens, logprobs=None)
+        return self.sampling_params(
+            defaults, max_tokens=self.max_output_tokens, logprobs=None, grammar=grammar
+        )
+
+    def chat_tools(self) -> list[dict[str, Any]] | None:
+        """The tools in the form of chat completions, which templates know.
+
+        Raises InputError for tools that run at a provider.
+        """
+        if self.tools is None:
+            return None
+        for place, tool in enumerate(self.tools):
+            if tool.get("type") != "function":
+                raise InputError(
+                    f"tools[{place}]: type {tool.get('type')!r} is not supported; use function"
+                )
+        return [
+            {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
+            for tool in self.tools
+        ]
 
     def prompt(self) -> Prompt:
         """Raises InputError naming an item that is not understood."""
@@ -60,7 +104,12 @@ class ResponsesRequest(Harmless, Sampling):
         else:
             for place, item in enumerate(self.input):
                 _append(messages, item, f"input[{place}]")
-        return Prompt(messages=chat_messages(messages), template_options=self.chat_template_kwargs)
+        return Prompt(
+            messages=chat_messages(messages),
+            tools=None if self.tool_choice == "none" else self.chat_tools(),
+            template_options=self.chat_template_kwargs,
+            mm_processor_kwargs=self.mm_processor_kwargs,
+        )
 
 
 def _append(messages: list[dict[str, Any]], item: dict[str, Any], where: str) -> None:
@@ -116,6 +165,31 @@ class OutputMessage(BaseModel):
     content: list[OutputText]
 
 
+class OutputCall(BaseModel):
+    type: Literal["function_call"] = "function_call"
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: str
+
+
+class ReasoningText(BaseModel):
+    type: Literal["reasoning_text"] = "reasoning_text"
+    text: str
+
+
+class OutputReasoning(BaseModel):
+    type: Literal["reasoning"] = "reasoning"
+    id: str
+    status: str
+    summary: list[Any] = []
+    content: list[ReasoningText]
+
+
+OutputItem = OutputReasoning | OutputMessage | OutputCall
+
+
 class InputTokensDetails(BaseModel):
     cached_tokens: int
 
@@ -154,7 +228,7 @@ class ModelResponse(BaseModel):
     created_at: int
     model: str
     status: str
-    output: list[OutputMessage]
+    output: list[OutputItem]
     usage: ResponseUsage | None = None
     error: None = None
     incomplete_details: IncompleteDetails | None = None

@@ -22,16 +22,18 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a chat, whole or as server-sent events."""
     service: Service = request.app.state.service
     model = service.model_name(body.model)
+    form = body.form(service.forms)
     exchange = await service.begin(
         request,
         body,
         [body.prompt()],
-        body.params(service.defaults),
+        body.params(service.defaults, form.grammar),
         n=body.n,
         streamed=body.stream,
+        shown=form.markers,
     )
     id = f"chatcmpl-{request.state.request_id}"
-    answer = ChatAnswer(body, id, int(time.time()), model, service.texts)
+    answer = ChatAnswer(body, form, id, int(time.time()), model, service.texts)
     if body.stream:
         return EventStream(exchange, answer.events(exchange))
     with closing(exchange):

@@ -37,9 +37,11 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
         prompt = Prompt(
             messages=chat_messages(body.messages),
             tools=body.tools,
+            add_generation_prompt=body.add_generation_prompt,
             template_options=body.chat_template_kwargs,
+            mm_processor_kwargs=body.mm_processor_kwargs,
         )
-        prepared = await service.preparation.prepare(prompt)
+        prepared = await service.preparation.prepare(prompt, policy=service.settings.policy)
         tokens = prepared.sequence.token_ids
     return json_response(
         Tokenized(
