@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -177,7 +177,7 @@ def read_conversations(file: Path) -> tuple[tuple[Message, ...], ...]:
     return tuple(conversations)
 
 
-def _are_messages(found: Any) -> bool:
+def _are_messages(found: Any) -> TypeGuard[list[Message]]:
     return (
         isinstance(found, list)
         and bool(found)
