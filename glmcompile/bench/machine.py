@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,23 +34,30 @@ _FEATURES = (
 
 
 def describe(threads: int) -> dict[str, Any]:
-    """Everything a reader needs to judge or repeat a measurement; JSON-serialisable.
+    """Everything a reader needs to judge or repeat a measurement; JSON-serialisable."""
+    present = cpu_features()
+    return {
+        **host(),
+        "threads": threads,
+        "isa": selected_isa(),
+        "cpu_features": [name for name in _FEATURES if name in present],
+    }
+
+
+def host(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+    """The machine and the versions of `packages`, whatever runs on it; JSON-serialisable.
 
     load_average: of the minute before, and so without the benchmark if this is called first; far
     above 0 means that something else was running.
     """
-    present = cpu_features()
     return {
         "cpu": cpu_model(),
         "architecture": platform.machine(),
         "cores": os.cpu_count(),
-        "threads": threads,
-        "isa": selected_isa(),
-        "cpu_features": [name for name in _FEATURES if name in present],
         "memory_gb": memory_gb(),
         "os": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in packages},
         "git_commit": git_commit(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

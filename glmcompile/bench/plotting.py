@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Distinguishable with any colour vision (Okabe and Ito).
 _BLUE, _ORANGE = "#0072B2", "#E69F00"
@@ -34,17 +35,8 @@ def plot(result: dict[str, Any], path: str | Path) -> None:
         raise InputError(
             "nothing to plot: the result has no baseline and no roofline; bench with one of them"
         )
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise GlmcompileError(
-            "plotting needs matplotlib; pip install 'glmcompile[compile]'"
-        ) from error
-    # Without pyplot there is no display to look for and nothing to close.
     widths = [width for _, width in panels]
-    figure = Figure(figsize=(3 * sum(widths), 6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3 * sum(widths), 6)
     row = figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0]
     for axes, (draw, _) in zip(row, panels, strict=True):
         draw(axes, result)
@@ -52,6 +44,21 @@ def plot(result: dict[str, Any], path: str | Path) -> None:
     caption = f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']} kernels"
     figure.supxlabel(caption, fontsize=8)
     figure.savefig(path, dpi=150, format="png")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty picture, in inches. Raises GlmcompileError without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise GlmcompileError(
+            "plotting needs matplotlib; pip install 'glmcompile[bench]'"
+        ) from error
+    # Without pyplot there is no display to look for and nothing to close.
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _ratios(axes: Axes, result: dict[str, Any]) -> None:

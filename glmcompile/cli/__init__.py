@@ -14,6 +14,7 @@ from glmcompile.errors import GlmcompileError
 
 # In the order of use. The module of this name holds the command as `command`.
 COMMANDS = ("compile", "run", "serve", "bench", "inspect")
+_EXTRAS = {"serve": "serve", "bench": "bench"}  # that have what a command imports
 
 
 class _Commands(click.Group):
@@ -40,7 +41,7 @@ class _Commands(click.Group):
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] == "glmcompile":
                 raise
-            extra = "serve" if context.invoked_subcommand == "serve" else "compile"
+            extra = _EXTRAS.get(context.invoked_subcommand or "", "compile")
             click.echo(
                 f"error: this command needs the package {error.name}; "
                 f"install it with `pip install 'glmcompile[{extra}]'`.",

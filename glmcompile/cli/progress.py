@@ -23,16 +23,26 @@ class TerminalProgress:
     stage.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, time_left: bool = False) -> None:
+        """time_left: show it beside the time passed, and draw seldom, as measuring asks for."""
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self._bars = Progress(
             SpinnerColumn(finished_text="✓"),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
+            *([TextColumn("left"), TimeRemainingColumn()] if time_left else []),
             console=Console(stderr=True),
+            refresh_per_second=2 if time_left else 10,
         )
         self._task: Any = None
         self._interrupted = False

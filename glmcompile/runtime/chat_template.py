@@ -55,12 +55,14 @@ class ChatTemplate:
         """Whether the model has a template."""
         return self._template is not None
 
-    def check_options(self, options: Mapping[str, Any]) -> None:
+    def check_options(self, options: Any) -> None:
         """Raises InputError for an option that would replace what the template relies on."""
+        if not isinstance(options, Mapping):
+            raise InputError(f"template_options: expected a mapping, not {type(options).__name__}")
         for name in options:
             if name in self._reserved:
                 raise InputError(
-                    f"template option {name!r} is reserved; options are further names of the "
+                    f"template option {name!r:.40} is reserved; options are further names of the "
                     "chat template, such as enable_thinking"
                 )
 

@@ -44,7 +44,10 @@ def fetch(url: str, where: str, hosts: Sequence[str], timeout: float, max_bytes:
         body, location = _get(parts, where, deadline, max_bytes)
         if body is not None:
             return body
-        url = urljoin(url, location)
+        try:
+            url = urljoin(url, location)
+        except ValueError:
+            raise InputError(f"{where}: redirected to what is no valid URL") from None
     raise InputError(f"{where}: more than {MAX_REDIRECTS} redirects")
 
 
@@ -68,15 +71,19 @@ def is_public(address: Address) -> bool:
 class _PinnedConnection(http.client.HTTPSConnection):
     """TLS for a host's name, to addresses that were judged before."""
 
-    def __init__(self, host: str, port: int, addresses: Sequence[Address], timeout: float) -> None:
+    def __init__(self, host: str, port: int, addresses: Sequence[Address], deadline: float) -> None:
         self._tls = ssl.create_default_context()
-        super().__init__(host, port, timeout=timeout, context=self._tls)
+        super().__init__(host, port, context=self._tls)
         self._addresses = addresses
+        self._deadline = deadline
 
     def connect(self) -> None:
         for address in self._addresses:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
             try:
-                self.sock = socket.create_connection((str(address), self.port), self.timeout)
+                self.sock = socket.create_connection((str(address), self.port), left)
                 break
             except OSError:
                 if address == self._addresses[-1]:
@@ -124,11 +131,9 @@ def _get(
     """One request: the body, or where it redirects to."""
     host, port = (parts.hostname or "").rstrip("."), parts.port or 443
     addresses = _addresses(host, port, where)
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise InputError(f"{where}: fetching took too long")
-    connection = _PinnedConnection(host, port, addresses, left)
-    # A timeout holds for one wait each; a server that sends a byte now and then meets this one.
+    connection = _PinnedConnection(host, port, addresses, deadline)
+    # A socket's timeout is for each wait; a server that sends a byte now and then meets this one.
+    left = max(0.0, deadline - time.monotonic())
     timer = threading.Timer(left, _shut, [connection])
     timer.daemon = True
     timer.start()

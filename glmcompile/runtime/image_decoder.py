@@ -23,10 +23,12 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def decode_rgb(data: bytes, where: str, max_source_pixels: int) -> Image.Image:
-    """An image file in RGB, upright by its EXIF orientation and without its alpha channel.
+    """An image file in RGB, as transformers' `load_image` and `convert_to_rgb` make it.
 
-    Of an animation that is the first frame. Raises InputError for other formats than FORMATS, for
-    damaged files, and for more pixels than allowed, which the file's header says.
+    That is upright by its EXIF orientation, without its alpha channel, and with a colour that the
+    file declares transparent made white. Of an animation it is the first frame.
+    Raises InputError for other formats than FORMATS, for damaged files, and for more pixels than
+    allowed, which the file's header says.
     """
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
@@ -36,7 +38,9 @@ def decode_rgb(data: bytes, where: str, max_source_pixels: int) -> Image.Image:
                 f"{max_source_pixels:,}; scale it down first"
             )
         ImageOps.exif_transpose(image, in_place=True)  # in place, or an upright image is copied
-        return image if image.mode == "RGB" else image.convert("RGB")
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        # An alpha channel is lost by now, but not a colour that stands for transparency.
+        return pillow_rgb(rgb, where)
     except InputError:
         raise
     except Image.DecompressionBombError:

@@ -14,7 +14,7 @@ from glmcompile.config import ModelConfig
 from glmcompile.errors import InputError
 from glmcompile.families import Family
 from glmcompile.runtime.control_tokens import PromptText
-from glmcompile.runtime.image_processor import ImageProcessor, ProcessedImage
+from glmcompile.runtime.image_processor import ImageProcessor, ProcessedImage, describe
 from glmcompile.runtime.media import OWN, ImageSource, InputPolicy
 from glmcompile.runtime.prompt import Message, PromptBuilder
 from glmcompile.runtime.sequence import ImageSpan
@@ -121,6 +121,8 @@ class InputProcessor:
             raise InputError(
                 f"{len(images)} images were given; a request may show {policy.max_images}"
             )
+        if policy.open_paths:  # a program's own paths help it to find the image
+            images = [_with_description(image) for image in images]
         return [self._images(image, policy) for image in images] if self._images else []
 
     def _num_tokens(self, image: ProcessedImage) -> int:
@@ -153,6 +155,10 @@ class InputProcessor:
             spans.append(ImageSpan(int(places[taken]), count, image))
             taken += count
         return tuple(spans)
+
+
+def _with_description(image: ImageSource) -> ImageSource:
+    return replace(image, where=f"{image.where} ({describe(image.source)})")
 
 
 def _with_request_bound(policy: InputPolicy, options: Mapping[str, Any] | None) -> InputPolicy:

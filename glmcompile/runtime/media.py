@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 
 from glmcompile.errors import InputError
-from glmcompile.runtime.fetch import fetch
 
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
@@ -97,6 +96,8 @@ def _read_string(source: str, where: str, policy: InputPolicy) -> bytes:
     if scheme == "data":
         return _decode_data_url(source, where, policy)
     if scheme in ("http", "https"):
+        from glmcompile.runtime.fetch import fetch  # TLS takes long to import, and few need it
+
         return fetch(
             source, where, policy.remote_hosts, policy.fetch_timeout, policy.max_encoded_bytes
         )

@@ -79,9 +79,9 @@ class PromptBuilder:
         Raises InputError when there is no template, the template rejects the messages, or they
         hold what is no JSON.
         """
-        self._template.check_options(options or {})
-        if tools is not None and not isinstance(tools, list | tuple):
-            raise InputError("tools: expected a list of tool definitions")
+        self._template.check_options({} if options is None else options)
+        if tools is not None:
+            _check_tools(tools)
         as_text = self._controls.as_text
         plain = [json_data(message, f"messages[{i}]") for i, message in enumerate(messages)]
         tools = None if tools is None else _with_text(json_data(tools, "tools"), as_text, as_text)
@@ -123,7 +123,7 @@ class PromptBuilder:
             raise InputError(f"messages: expected a list, not {type(messages).__name__}")
         if not messages:
             raise InputError("messages is empty; give at least one message")
-        given = iter([ImageSource(image, f"images[{i}]") for i, image in enumerate(images)])
+        given = iter([_named(image, f"images[{i}]") for i, image in enumerate(images)])
         sources: list[ImageSource] = []
         result: list[dict[str, Any]] = []
         for index, message in enumerate(messages):
@@ -225,8 +225,22 @@ class PromptBuilder:
                 source = next(given, None)
             if source is None:
                 raise InputError(f"{where}: an image part without an image, and none is left")
-        sources.append(source if isinstance(source, ImageSource) else ImageSource(source, where))
+        sources.append(_named(source, where))
         return {"type": "image"}
+
+
+def _named(image: Any, where: str) -> ImageSource:
+    """An image with its place in the request, unless it has one already."""
+    return image if isinstance(image, ImageSource) else ImageSource(image, where)
+
+
+def _check_tools(tools: Any) -> None:
+    """Raises InputError for anything but a list of mappings; what is in them is the template's."""
+    if not isinstance(tools, list | tuple):
+        raise InputError(f"tools: expected a list of definitions, not {type(tools).__name__}")
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            raise InputError(f"tools[{index}]: expected a mapping, not {type(tool).__name__}")
 
 
 def _with_text(value: Any, text: Callable[[str], str], key: Callable[[str], str]) -> Any:

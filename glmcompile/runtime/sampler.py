@@ -104,7 +104,7 @@ class SamplingState:
         return self._grammar.forced()
 
     def accept(self, token: int) -> None:
-        """Count a chosen or forced token. Raises ComputeError for one that a grammar forbids."""
+        """Count a chosen or forced token. Raises InputError where a grammar cannot go on."""
         for processor in self._processors:
             processor.accept(token)
         if self._min_tokens.left == 0 and self._min_tokens in self._processors:

@@ -13,6 +13,7 @@ from glmcompile.serve.tool_formats import Schema, ToolCall, ToolFormat
 
 # As requests have them: {"type": "function", "function": {"name", "description", "parameters"}}.
 Tool = Mapping[str, Any]
+_NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 def tool_grammar(
@@ -62,7 +63,7 @@ def tool_parameters(tools: Sequence[Tool]) -> dict[str, Schema]:
         name = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(name, str) or not name:
             raise InputError(f"tools[{index}]: expected a function with a name")
-        schema = function.get("parameters") or {"type": "object", "properties": {}}
+        schema = function.get("parameters") or _NO_PARAMETERS
         if not isinstance(schema, Mapping):
             raise InputError(f"tools[{index}]: expected `parameters` to be a JSON schema")
         parameters[name] = schema
