@@ -18,7 +18,7 @@ from glmcompile.errors import ClosedError, InputError
 from glmcompile.families import supported
 from glmcompile.runtime.core import EngineCore
 from glmcompile.runtime.faults import Faults
-from glmcompile.runtime.grammar import GrammarCompiler
+from glmcompile.runtime.grammar_compiler import GrammarCompiler
 from glmcompile.runtime.input_processor import InputProcessor, Prompt
 from glmcompile.runtime.loop import EngineLoop
 from glmcompile.runtime.media import OWN, InputPolicy
