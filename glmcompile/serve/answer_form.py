@@ -75,7 +75,8 @@ class AnswerParser:
 
     def add(self, text: str, *, last: bool = False) -> AnswerParts:
         """Take a piece. last: nothing follows it, so that nothing is held back any more."""
-        reasoning, content, calls = "", text, []
+        reasoning, content = "", text
+        calls: list[ToolCall] = []
         if self._thinking is not None:
             reasoning, content = self._thinking.add(text)
             if last:

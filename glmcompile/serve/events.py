@@ -100,6 +100,6 @@ async def chunks(
         else:
             yield begin + to_json(choice) + b"]}\n\n"
     if options.include_usage and exchange.finished:
-        counts = token_usage(exchange.usages, per_prompt)
-        yield begin + b'],"usage":' + to_json(counts) + b"}\n\n"
+        usage = token_usage(exchange.usages, per_prompt)
+        yield begin + b'],"usage":' + to_json(usage) + b"}\n\n"
     yield DONE
