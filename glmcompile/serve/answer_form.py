@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from glmcompile.errors import InputError
 from glmcompile.runtime.grammar import Grammar
@@ -16,8 +16,7 @@ from glmcompile.serve.tool_formats import ToolCall, ToolFormat, tool_format
 from glmcompile.serve.tools import Tool, ToolParser, tool_grammar, tool_parameters
 
 
-@dataclass(frozen=True)
-class AnswerParts:
+class AnswerParts(NamedTuple):
     """What a piece of text, or all of it, adds to an answer."""
 
     reasoning: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 
@@ -33,6 +34,10 @@ class EventStream(Response):
         self._exchange, self._events = exchange, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # As a task of its own: each wait would else pass through every layer around the routes.
+        await asyncio.create_task(self._send_events(scope, receive, send))
+
+    async def _send_events(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
         try:
             async for event in self._events:
