@@ -9,6 +9,8 @@ from __future__ import annotations
 
 # A step with prefill, or with a pause for the encoder after it, takes this many times one without.
 STRETCH = 2.0
+# Or this many seconds, where that is longer: 50 tokens a second are faster than anybody reads.
+COMFORT = 0.02
 # Seconds of a step without decodes: what a new request, or a cancelled one, may have to wait.
 LONGEST_STEP = 0.5
 # Tokens of prefill in a step, at the least, and until their cost is known.
@@ -33,7 +35,7 @@ class Pacer:
         if decoding:
             if self._decode is None or self._mixed_steps >= _LOOK_AGAIN:
                 return 0
-            room, cost = (STRETCH - 1) * self._decode, self._beside or self._prefill
+            room, cost = self._gap(self._decode) - self._decode, self._beside or self._prefill
             return FIRST_PREFILL if cost is None else max(MIN_PREFILL, int(room / cost))
         if self._prefill is None:
             return None
@@ -46,7 +48,7 @@ class Pacer:
         """
         if not decoding or self._decode is None:
             return seconds / 4
-        return max(STRETCH * self._decode - seconds, self._decode / 4)
+        return max(self._gap(self._decode) - seconds, self._decode / 4)
 
     def observe(self, decode_tokens: int, prefill_tokens: int, seconds: float) -> None:
         """A step of so many tokens took `seconds`."""
@@ -64,6 +66,11 @@ class Pacer:
                 # and not nothing: no single step is to take hundreds because of one lucky one.
                 added = max(seconds - self._decode, self._decode / 16)
                 self._beside = _average(self._beside, added / prefill_tokens)
+
+    @staticmethod
+    def _gap(decode: float) -> float:
+        """Seconds from one token to the next that are allowed."""
+        return max(STRETCH * decode, COMFORT)
 
 
 def _average(old: float | None, new: float) -> float:
