@@ -6,9 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from glmcompile.pipeline import AutoGLMPipeline
     from glmcompile.runtime.engine import Engine
 
-__all__ = ["compile", "load"]
+__all__ = ["AutoGLMPipeline", "compile", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when it is asked for, so that importing the package stays quick.
+    if name == "AutoGLMPipeline":
+        from glmcompile.pipeline import AutoGLMPipeline
+
+        return AutoGLMPipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load(engine: str | Path, **options: Any) -> Engine:

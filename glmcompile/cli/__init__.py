@@ -15,6 +15,7 @@ from glmcompile.errors import GlmcompileError
 # In the order of use. The module of this name holds the command as `command`.
 COMMANDS = ("compile", "run", "serve", "bench", "inspect")
 _EXTRAS = {"serve": "serve", "bench": "bench"}  # that have what a command imports
+_EXTRAS_OF_PACKAGES = {"ray": "replicas"}  # that only an option imports
 
 
 class _Commands(click.Group):
@@ -39,9 +40,11 @@ class _Commands(click.Group):
             click.echo(f"error: {error}", err=True)
             context.exit(2)
         except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] == "glmcompile":
+            package = (error.name or "").partition(".")[0]
+            if package == "glmcompile":
                 raise
-            extra = _EXTRAS.get(context.invoked_subcommand or "", "compile")
+            command = _EXTRAS.get(context.invoked_subcommand or "", "compile")
+            extra = _EXTRAS_OF_PACKAGES.get(package, command)
             click.echo(
                 f"error: this command needs the package {error.name}; "
                 f"install it with `pip install 'glmcompile[{extra}]'`.",

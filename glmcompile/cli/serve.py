@@ -107,6 +107,12 @@ from glmcompile.cli.arguments import BYTES, ENGINE, THREADS
     type=click.Choice(["auto"]),
     help="Give the thinking apart from the answer, by the markers that the model has.",
 )
+@click.option(
+    "--replicas",
+    type=click.IntRange(1),
+    help="Run this many processes of the engine on Ray Serve, which share the threads; memory for "
+    "keys and values is of each. Needs the extra `replicas`.",
+)
 @click.option("--fault", "faults", default="", hidden=True, help="See glmcompile.runtime.faults.")
 @THREADS
 def command(
@@ -124,6 +130,7 @@ def command(
     grace: float,
     access_log: str | None,
     reasoning_parser: str | None,
+    replicas: int | None,
     **options: Any,
 ) -> None:
     """Serve ENGINE to OpenAI clients until SIGTERM or Ctrl-C, then finish what runs.
@@ -134,7 +141,6 @@ def command(
     """
     from glmcompile.runtime.media import SERVED
     from glmcompile.runtime.options import EngineOptions
-    from glmcompile.serve.server import serve
     from glmcompile.serve.settings import ServerSettings
 
     settings = ServerSettings(
@@ -155,14 +161,19 @@ def command(
     )
     if api_key is None and not _is_loopback(host):
         click.echo(f"note: whoever reaches {host} can use the server; see --api-key.", err=True)
-    serve(
-        engine,
-        EngineOptions(**options),
-        settings,
-        host,
-        port,
-        lambda url: click.echo(f"serving {settings.model_names[0]} at {url}"),
-    )
+    told = EngineOptions(**options)
+
+    def on_ready(url: str) -> None:
+        click.echo(f"serving {settings.model_names[0]} at {url}")
+
+    if replicas is None:
+        from glmcompile.serve import server
+
+        server.serve(engine, told, settings, host, port, on_ready)
+    else:
+        from glmcompile.serve import replicas as several
+
+        several.serve(engine, told, settings, host, port, replicas, on_ready)
 
 
 def _is_loopback(host: str) -> bool:

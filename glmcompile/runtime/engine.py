@@ -62,9 +62,7 @@ class Engine:
         self.num_blocks, self.cache_bytes = core.blocks.num_blocks, core.runner.cache_bytes
         Faults.parse(options.faults).inject(core.runner, core.encoder, self._inputs)
         self._core: EngineCore | None = core  # from here on for its constants alone
-        self._loop: EngineLoop = EngineLoop(
-            core, options.max_sequences + options.max_queue, self._probe, observer
-        )
+        self._loop: EngineLoop = EngineLoop(core, options.capacity, self._probe, observer)
         self._loop.start()
 
     @property

@@ -168,24 +168,32 @@ class EngineLoop:
 
     def _receive(self) -> None:
         """Do what the mailbox asks for; wait for it when there is nothing else to do."""
+        busy = self._core.has_work and not self._core.is_blocked
+        unwell = not self._core.has_work and not self._core.healthy
         try:
-            if self._core.has_work and not self._core.is_blocked:
-                message = self._mailbox.get_nowait()
-            elif self._core.healthy or self._core.has_work:
-                message = self._mailbox.get()
-            else:
-                message = self._mailbox.get(timeout=_PROBE_SECONDS)
-            while True:
-                try:
-                    message()
-                except Exception:  # whoever sent it, the thread has to go on
-                    _log.exception("a message to the engine failed")
-                message = self._mailbox.get_nowait()
+            message = self._mailbox.get(not busy, _PROBE_SECONDS if unwell else None)
         except queue.Empty:
-            if not self._core.has_work and not self._core.healthy:
-                request = self._probe()
-                request.sequence.id = next(self._ids)
-                self._core.add(request)
+            if unwell:
+                self._try_itself()
+            return
+        while True:
+            try:
+                message()
+            except Exception:  # whoever sent it, the thread has to go on
+                _log.exception("a message to the engine failed")
+            try:
+                message = self._mailbox.get_nowait()
+            except queue.Empty:
+                return
+
+    def _try_itself(self) -> None:
+        """Compute something that nobody asked for, to see whether it works again."""
+        try:
+            request = self._probe()
+        except ClosedError:
+            return
+        request.sequence.id = next(self._ids)
+        self._core.add(request)
 
     def _observe(self, step: tuple[int, float]) -> None:
         if self._observer is not None and step[0]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from glmcompile.config import ModelConfig
 from glmcompile.errors import InputError
@@ -46,6 +47,20 @@ class EngineOptions:
             raise InputError(f"max_queue is {self.max_queue}; expected at least 0")
         if self.max_model_len is not None and self.max_model_len < 2:
             raise InputError(f"max_model_len is {self.max_model_len}; expected at least 2")
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> EngineOptions:
+        """Raises InputError naming an option that does not exist."""
+        known = [option.name for option in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise InputError(f"no engine option {name!r}; there are {', '.join(known)}")
+        return cls(**options)
+
+    @property
+    def capacity(self) -> int:
+        """Requests that may be unfinished at once, waiting ones included."""
+        return self.max_sequences + self.max_queue
 
     def context_length(self, model: ModelConfig) -> int:
         """Tokens of a prompt and its answer. Raises InputError for more than the model has."""

@@ -92,7 +92,7 @@ async def chunks(
         if item.output.error is not None:
             raise item.output.error
         completion_tokens += len(item.output.token_ids)
-        choice = writers[item.index].next(item.output)
+        choice = writers[item.answer].next(item.output)
         if choice is None:
             continue
         if options.continuous_usage_stats:

@@ -27,7 +27,7 @@ class ClientGoneError(Exception):
 class Indexed(NamedTuple):
     """What one step, or several that were not collected in time, gave one answer."""
 
-    index: int
+    answer: int
     output: RequestOutput
 
 
@@ -85,13 +85,13 @@ class Exchange:
             self._woken = False  # before the deque is read, so that what comes later wakes again
             for item in self._collect():
                 if item.output.finished:
-                    self._ids.pop(item.index, None)
+                    self._ids.pop(item.answer, None)
                 if item.output.completion is not None:
-                    self.finished[item.index] = item.output.completion
+                    self.finished[item.answer] = item.output.completion
                 if item.output.error is not None:
                     self.error = item.output.error
                 if not self.gone:
-                    for index, request in self._siblings.pop(item.index, ()):
+                    for index, request in self._siblings.pop(item.answer, ()):
                         self._submit(index, request)
                 yield item
 

@@ -68,8 +68,9 @@ class _Histogram:
 class Metrics(Collector):
     """An Observer of the engine, and a collector of its figures."""
 
-    def __init__(self, model_name: str) -> None:
-        self._labels = {"model_name": model_name, "engine": "0"}
+    def __init__(self, model_name: str, engine: str = "0") -> None:
+        """engine: tells the engines of one server apart."""
+        self._labels = {"model_name": model_name, "engine": engine}
         self._engine: Engine | None = None
         self._finished: Counter[str] = Counter()
         new = _Histogram

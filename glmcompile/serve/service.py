@@ -29,7 +29,7 @@ class Service:
         """engine: open; whoever opened it closes it."""
         self.engine, self.settings = engine, settings
         self.texts = TokenTexts(engine.prompts.tokenizer)
-        self.preparation = Preparation(engine, settings.workers, engine.options.max_queue)
+        self.preparation = Preparation(engine, settings.workers, engine.options.capacity)
         # Engines of before have no such entry.
         self.defaults: dict[str, Any] = engine.manifest.get("sampling", {})
         self.forms = AnswerForms(engine.prompts, split_reasoning=settings.split_reasoning)

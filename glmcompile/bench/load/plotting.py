@@ -68,4 +68,5 @@ def _throughput(axes: Axes, levels: list[dict[str, Any]], kind: str, goodput: bo
     tokens.plot(loads, values, color="#E69F00", marker="s", linestyle="--")
     axes.plot([], [], color="#E69F00", marker="s", linestyle="--", label="output tokens/s (right)")
     axes.set(title="throughput", ylim=(0, 1.1 * max(requests) or 1))
-    tokens.set(ylim=(0, 1.1 * max(values) or 1))
+    # Answers of one length have tokens in proportion to requests; another scale parts the lines.
+    tokens.set(ylim=(0, 1.4 * max(values) or 1))

@@ -128,7 +128,10 @@ def random_words(count: int, rng: np.random.Generator) -> str:
 def _words() -> np.ndarray:
     from calibration.texts import texts
 
-    return np.array(" ".join([*texts("evaluation"), *texts("calibration")]).split())
+    prose = " ".join([*texts("evaluation"), *texts("calibration")]).split()
+    # Words of one kind differ least in their tokens, so that lengths are met.
+    alike = [word for word in prose if word.isalpha() and word.islower() and 3 <= len(word) <= 7]
+    return np.array(alike)
 
 
 def screen_png(width: int, height: int, seed: int, index: int) -> bytes:
