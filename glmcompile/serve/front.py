@@ -50,17 +50,21 @@ class _Place:
     async def watch(self) -> None:
         """Follow the replica's state; never ends."""
         while True:
-            try:
-                status = await asyncio.wait_for(self._handle.status.remote(), _PATIENCE)
-            except Exception as error:
-                self._lose(error)
-            else:
-                self.healthy, self.metrics = status
-                if not self.up:
-                    _LOG.warning("replica %d is up", self.number)
-                self.up = True
-                self._lost.clear()
+            await self.look()
             await asyncio.sleep(_STATUS_SECONDS)
+
+    async def look(self) -> None:
+        """Ask the replica for its state; one that does not answer in time is lost."""
+        try:
+            status = await asyncio.wait_for(self._handle.status.remote(), _PATIENCE)
+        except Exception as error:
+            self._lose(error)
+            return
+        self.healthy, self.metrics = status
+        if not self.up:
+            _LOG.warning("replica %d is up again", self.number)
+        self.up = True
+        self._lost.clear()
 
     async def ask(self, scope: dict[str, Any], body: bytes) -> AsyncGenerator[Message, None]:
         """The replica's ASGI messages. Raises LostError, also while it has not answered yet."""
@@ -171,7 +175,7 @@ class Front(Collector):
         return []
 
     def collect(self) -> list[Metric]:
-        """What the replicas told last, at most seconds ago; each is an `engine` of its own."""
+        """What the replicas told last; each is an `engine` of its own."""
         families: dict[str, Metric] = {}
         for place in self.places:
             if place.up:
@@ -181,7 +185,9 @@ class Front(Collector):
                         merged.samples.extend(family.samples)
         return list(families.values())
 
-    def render(self) -> bytes:
+    async def render(self) -> bytes:
+        """The figures of the replicas that are up, for Prometheus."""
+        await asyncio.gather(*(place.look() for place in self.places if place.up))
         return generate_latest(self._registry)
 
 
@@ -262,7 +268,7 @@ def create_front(front: Front) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(front.render(), media_type=CONTENT_TYPE_LATEST)
+        return Response(await front.render(), media_type=CONTENT_TYPE_LATEST)
 
     @app.api_route("/{path:path}", methods=_METHODS)
     async def answer(request: Request) -> Response:
