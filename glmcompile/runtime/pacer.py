@@ -28,6 +28,7 @@ class Pacer:
         self._decode: float | None = None  # seconds of a step that only decodes
         self._prefill: float | None = None  # seconds a token of a step that only prefills
         self._beside: float | None = None  # seconds a token of prefill adds to a step that decodes
+        self._tried = FIRST_PREFILL  # tokens of prefill of the last such step
         self._mixed_steps = 0
 
     def prefill_tokens(self, decoding: bool) -> int | None:
@@ -36,7 +37,10 @@ class Pacer:
             if self._decode is None or self._mixed_steps >= _LOOK_AGAIN:
                 return 0
             room, cost = self._gap(self._decode) - self._decode, self._beside or self._prefill
-            return FIRST_PREFILL if cost is None else max(MIN_PREFILL, int(room / cost))
+            if cost is None:
+                return FIRST_PREFILL
+            # Tokens may ride along for nothing, as where weights come from memory, up to a point.
+            return max(MIN_PREFILL, min(int(room / cost), 2 * self._tried))
         if self._prefill is None:
             return None
         return max(MIN_PREFILL, int(LONGEST_STEP / self._prefill))
@@ -62,9 +66,8 @@ class Pacer:
         else:
             self._mixed_steps += 1
             if self._decode is not None:
-                # Tokens that ride along for nothing, as where weights come from memory, cost little
-                # and not nothing: no single step is to take hundreds because of one lucky one.
-                added = max(seconds - self._decode, self._decode / 16)
+                self._tried = prefill_tokens
+                added = max(seconds - self._decode, self._decode / 64)
                 self._beside = _average(self._beside, added / prefill_tokens)
 
     @staticmethod
