@@ -7,7 +7,7 @@ REFERENCE := calibration/reference
 # Pinned, because a looser torch may bring gigabytes of CUDA along.
 TORCH := torch==2.13.0
 
-.PHONY: demo test clean
+.PHONY: demo test test-slow clean
 
 demo: $(VENV)/.compile
 	$(BIN)/glmcompile compile $(REFERENCE) -o $(DEMO)/int8.engine --overwrite
@@ -22,6 +22,11 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
+
+# Replicas on Ray, and what the Docker image runs in a clean environment.
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pip install -q -e '.[replicas]'
+	$(BIN)/python -m pytest -q -m slow
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
