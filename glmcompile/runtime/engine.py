@@ -130,6 +130,11 @@ class Engine:
         self._opened()
         return self._loop.submit(request, deliver)
 
+    def check_room(self) -> None:
+        """Raises what `submit` would raise now, before anything is put into preparing a request."""
+        self._opened()
+        self._loop.check_room()
+
     def cancel(self, id: int) -> None:
         """End a request at the next step, with what it has; finished ids are ignored."""
         self._loop.cancel(id)

@@ -67,14 +67,7 @@ class EngineLoop:
         Raises OverloadedError when too many requests are unfinished, ClosedError after `drain`.
         """
         with self._lock:
-            if not self._open:
-                raise ClosedError("the engine is closing and takes no further requests")
-            if self._unfinished >= self._capacity:
-                raise OverloadedError(
-                    f"{self._unfinished} requests are unfinished and no more than "
-                    f"{self._capacity} may be; try again later",
-                    self._retry_after(),
-                )
+            self._check_room()
             self._unfinished += 1
         request.sequence.id = next(self._ids)
 
@@ -84,6 +77,11 @@ class EngineLoop:
 
         self._mailbox.put(add)
         return request.sequence.id
+
+    def check_room(self) -> None:
+        """Raises what `submit` would raise now."""
+        with self._lock:
+            self._check_room()
 
     def cancel(self, id: int) -> None:
         """End a request before the next step, with what it has; finished ids are ignored."""
@@ -221,6 +219,17 @@ class EngineLoop:
                 self._finished_at += [time.monotonic()] * finished
                 del self._finished_at[:-16]
                 self._idle.notify_all()
+
+    def _check_room(self) -> None:
+        """With the lock held."""
+        if not self._open:
+            raise ClosedError("the engine is closing and takes no further requests")
+        if self._unfinished >= self._capacity:
+            raise OverloadedError(
+                f"{self._unfinished} requests are unfinished and no more than "
+                f"{self._capacity} may be; try again later",
+                self._retry_after(),
+            )
 
     def _retry_after(self) -> float:
         """Seconds in which about one request finishes, by those that finished last."""

@@ -75,6 +75,7 @@ class Service:
         """
         if self.draining:
             raise draining()
+        self.engine.check_room()
         if len(prompts) * n > self.settings.max_choices:
             raise InputError(
                 f"{len(prompts)} prompts with n={n} make {len(prompts) * n} answers; "
