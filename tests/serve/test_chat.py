@@ -232,8 +232,9 @@ def test_what_the_template_knows_can_be_set(serve: Any) -> None:
 
 def test_a_null_is_a_field_left_out(server: ServerThread) -> None:
     nulls = dict.fromkeys(("stop", "seed", "n", "tools", "top_p", "stream_options", "stream"))
-    assert server.post(PATH, body(**nulls)).json()["choices"] == (
-        server.post(PATH, body()).json()["choices"]
+    assert (
+        server.post(PATH, body(**nulls)).json()["choices"]
+        == (server.post(PATH, body()).json()["choices"])
     )
 
 
