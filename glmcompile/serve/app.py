@@ -12,7 +12,7 @@ from glmcompile.runtime.engine import Engine
 from glmcompile.serve import errors
 from glmcompile.serve.metrics import Metrics
 from glmcompile.serve.middleware import ApiKey, RequestContext
-from glmcompile.serve.routes import chat, completions, generate, responses, status, tokenize
+from glmcompile.serve.routes import chat, completions, generate, page, responses, status, tokenize
 from glmcompile.serve.service import Service
 from glmcompile.serve.settings import ServerSettings
 
@@ -36,7 +36,7 @@ def create_app(
     app.state.service = Service(engine, settings)
     app.state.metrics = metrics
     errors.install(app)
-    for routes in (chat, completions, responses, generate, tokenize, status):
+    for routes in (chat, completions, responses, generate, tokenize, status, page):
         app.include_router(routes.router)
     # The last one added is the outermost.
     if settings.api_key is not None:

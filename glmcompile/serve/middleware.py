@@ -20,8 +20,9 @@ from glmcompile.serve.exchange import ClientGoneError, Exchange
 _LOG = logging.getLogger("glmcompile.serve")
 # What may be written into a header and a log as it came.
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-# Of the process and its load alone; asked by those that watch over it, which have no key.
-OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/metrics"})
+# Of the process and its load alone; asked by those that watch over it, which have no key. The page
+# asks for the key itself.
+OPEN_PATHS = frozenset({"/", "/health", "/ready", "/version", "/metrics"})
 # nginx's status for a client that closed the connection; never sent, only logged.
 _CLIENT_GONE = 499
 

@@ -68,7 +68,7 @@ class Replicated:
             return id == self.process.pid or (id in parents and ours(parents[id]))
 
         return {
-            id for id, name in names.items() if name.startswith(b"ray::ServeReplica") and ours(id)
+            id for id, name in names.items() if b":ServeReplica:glmcompile" in name and ours(id)
         }
 
     def engines(self) -> set[str]:
@@ -200,13 +200,18 @@ def test_no_request_fails_after_a_retry_when_a_replica_is_killed(started: Replic
 
 
 def test_sigterm_finishes_what_runs(started: Replicated) -> None:
-    texts: list[str] = []
-    prompt, options = "Count", {"max_tokens": 400, "ignore_eos": True}
-    expected = started.streamed(prompt, **options)
-    running = threading.Thread(target=lambda: texts.append(started.streamed(prompt, **options)))
-    running.start()
-    time.sleep(0.2)  # it is on its way
-    assert started.stop() == 0
-    running.join()
-    assert texts == [expected]
+    body = {
+        "messages": [{"role": "user", "content": "Count"}],
+        **{"max_tokens": 400, "ignore_eos": True, "temperature": 0, "stream": True},
+    }
+    url = f"{started.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        first = next(lines)
+        started.process.send_signal(signal.SIGTERM)
+        rest = [line for line in lines if line]
+    assert first.startswith("data: ")
+    assert '"finish_reason":"length"' in rest[-2]
+    assert rest[-1] == "data: [DONE]"
+    assert started.process.wait(60) == 0
     assert started.replicas() == set()
