@@ -1,26 +1,30 @@
 """The command `python -m calibration.train`: trains the reference checkpoint on two CPU cores.
 
 First the vision encoder alone learns to read cells (dense targets, cheap steps), then all of the
-model learns to answer while the encoder goes on reading, last the decoder alone. Everything
-follows from the seed and the step, so a run can stop and resume from its state file at any time.
+model learns to answer while the encoder goes on reading, last the decoder alone. A run that starts
+from a checkpoint does the same with agents' conversations and larger screens among the questions.
+Everything follows from the seed and the step, so a run can stop and resume from its state file at
+any time.
 """
 
 import argparse
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from random import Random
 
 import torch
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
-from transformers import Glm4vForConditionalGeneration
+from transformers import Glm4vForConditionalGeneration, PreTrainedTokenizerFast
 
-from calibration.batches import IGNORE, Batch, Batches, Packer, draw_batch
+from calibration.batches import IGNORE, Batch, Batches, DrawBatch, Packer, draw_batch
+from calibration.conversations import draw_mixed_batch
 from calibration.model import make_config, make_model, make_processor, make_tokenizer, save
 from calibration.network import Trainee, answer_loss
 from calibration.processor import ImageTextProcessor
-from calibration.tasks import KINDS, is_correct
+from calibration.tasks import is_correct
 
 REFERENCE = Path(__file__).parent / "reference"
 WARMUP = 40
@@ -33,6 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--output", type=Path, default=REFERENCE, help="folder of the checkpoint")
     add("--state", type=Path, required=True, help="file to save training to and resume from")
+    add("--initial", type=Path, help="checkpoint to go on from, with agents' conversations")
     add("--vision-steps", type=int, default=440, help="steps of the encoder alone")
     add("--freeze-from", type=int, default=750, help="step from which the encoder is left alone")
     add("--steps", type=int, default=1640, help="steps in all")
@@ -46,8 +51,14 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_optimizers(trainee: Trainee, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside of blocks, AdamW for embeddings, heads, convolutions, norms."""
+def make_optimizers(trainee: Trainee, rate: float, muon: bool) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside of blocks, AdamW for embeddings, heads, convolutions, norms.
+
+    Without Muon AdamW takes the matrices as well: torch's Muon calculates in bfloat16, which takes
+    five times as long as the rest of a step where the CPU has no such arithmetic.
+    """
+    if not muon:
+        return [torch.optim.AdamW(trainee.parameters(), lr=rate, betas=(0.9, 0.98))]
     matrices, others = [], []
     for name, parameter in trainee.named_parameters():
         inner = ".layers." in name or ".blocks." in name or ".merger." in name
@@ -61,10 +72,14 @@ def make_optimizers(trainee: Trainee, rate: float) -> list[torch.optim.Optimizer
 
 
 def rate_at(step: int, arguments: argparse.Namespace) -> float:
-    """Factor of the learning rate: a warm-up at the start of each phase, a linear end."""
-    begun = step - arguments.vision_steps if step >= arguments.vision_steps else step
-    decay_from = arguments.decay_from * arguments.steps
-    left = (arguments.steps - step) / (arguments.steps - decay_from)
+    """Factor of the learning rate: a warm-up at the start of each phase, a linear end.
+
+    When going on from a checkpoint, the phase of the encoder alone has such an end, too.
+    """
+    reading = step < arguments.vision_steps
+    begun = step if reading else step - arguments.vision_steps
+    end = arguments.vision_steps if reading and arguments.initial is not None else arguments.steps
+    left = (end - step) / (end - arguments.decay_from * end)
     return min(1.0, (begun + 1) / WARMUP) * min(1.0, max(left, 0.01))
 
 
@@ -88,11 +103,11 @@ def teacher_forced(logits: torch.Tensor, batch: Batch, packer: Packer) -> dict[s
 
 
 @torch.no_grad()
-def validate(trainee: Trainee, packer: Packer, answering: bool) -> str:
+def validate(trainee: Trainee, packer: Packer, answering: bool, draw: DrawBatch) -> str:
     """Accuracy on a fixed slice of the calibration split, as one line."""
-    words, scores = [], {kind: Counter() for kind in KINDS}
-    for i in range(4):
-        batch = draw_batch("calibration", Random(f"validate/{i}"), packer, 288 * 16, 8)
+    words, scores = [], defaultdict(Counter)
+    for i in range(4 if draw is draw_batch else 8):
+        batch = draw("calibration", Random(f"validate/{i}"), packer, 288 * 16, 8)
         cells = trainee.encode(batch.images)
         words.append(trainee.read_cells(cells, batch)["word_accuracy"])
         if answering:
@@ -114,13 +129,22 @@ class Run:
         tokenizer = make_tokenizer()
         self.processor: ImageTextProcessor = make_processor(tokenizer)
         self.packer = Packer(tokenizer)
-        model: Glm4vForConditionalGeneration = make_model(
-            make_config(tokenizer), tokenizer, arguments.seed
+        self.trainee = self._trainee(tokenizer)
+        # screens at a larger scale shall say to the decoder what they say to it at their own
+        self.teacher = self._trainee(tokenizer) if arguments.initial is not None else None
+        self.optimizers = make_optimizers(
+            self.trainee, arguments.rate, muon=arguments.initial is None
         )
-        self.trainee = Trainee(model)
-        self.optimizers = make_optimizers(self.trainee, arguments.rate)
         self.average = {k: v.clone() for k, v in self.trainee.state_dict().items()}
         self.step = 0
+
+    def _trainee(self, tokenizer: PreTrainedTokenizerFast) -> Trainee:
+        model: Glm4vForConditionalGeneration = make_model(
+            make_config(tokenizer), tokenizer, self.arguments.seed
+        )
+        if self.arguments.initial is not None:
+            model.load_state_dict(load_file(self.arguments.initial / "model.safetensors"))
+        return Trainee(model)
 
     def load(self) -> None:
         """Resumes from the state file if there is one."""
@@ -155,11 +179,19 @@ class Run:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.arguments.rate * factor
+        conversing = self.arguments.initial is not None
         frozen = self.step >= self.arguments.freeze_from
+        # new heads first learn to read what a trained encoder says
+        warming = conversing and self.step < WARMUP
         with torch.set_grad_enabled(not frozen):
             cells = self.trainee.encode(batch.images)
-            read = self.trainee.read_cells(cells, batch)
+            read = self.trainee.read_cells(cells.detach() if warming else cells, batch)
         loss = read["kind"] + read["word"] + 5 * read["centre"] + 2 * read["badge"]
+        if conversing:
+            loss = loss + 2 * read["focus"]
+        if self.teacher is not None and not frozen:
+            read["echo"] = self.trainee.echo(cells, self.teacher, batch)
+            loss = loss + 5 * read["echo"]
         if self.step >= self.arguments.vision_steps:
             read["answer"] = answer_loss(self.trainee.answer(cells, batch), batch)
             read |= (sought := self.trainee.seek(batch))
@@ -198,7 +230,10 @@ def main() -> None:
     run = Run(arguments)
     run.load()
     log(json.dumps({k: str(v) for k, v in vars(arguments).items()}))
-    batches = Batches(run.packer, arguments.patches, arguments.questions, run.step, arguments.seed)
+    draw = draw_batch if arguments.initial is None else draw_mixed_batch
+    batches = Batches(
+        run.packer, arguments.patches, arguments.questions, run.step, arguments.seed, draw
+    )
     loader = iter(DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4))
     saved = time.monotonic()
     while run.step < arguments.steps:
@@ -210,13 +245,13 @@ def main() -> None:
         if run.step % EVALUATE_EVERY == 0:
             with run.averaged():
                 answering = run.step > arguments.vision_steps
-                log(validate(run.trainee, run.packer, answering))
+                log(validate(run.trainee, run.packer, answering, draw))
         if time.monotonic() - saved > SAVE_SECONDS:
             run.save()
             saved = time.monotonic()
     run.save()
     with run.averaged():
-        log(validate(run.trainee, run.packer, answering=True))
+        log(validate(run.trainee, run.packer, True, draw))
 
 
 if __name__ == "__main__":
