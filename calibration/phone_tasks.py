@@ -15,7 +15,7 @@ SYSTEM = (
 DONE = 'finish(message="Done")'
 TASK_KINDS = ("open", "select", "press", "confirm", "fill", "submit")
 _PAGES = {"select": "list", "confirm": "list", "press": "dialog", "fill": "form", "submit": "form"}
-SCALES = (1.0, 1.0, 1.5, 2.0, 2.0, 3.0)
+SCALES = (1.0, 1.0, 2.0, 3.0)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,8 @@ class Element:
 class Look:
     """What is decided about a screen beforehand; the rest is chance.
 
-    scale: pixels of the picture a pixel of the layout; text is drawn at that size, not enlarged.
+    scale: pixels of the picture a pixel of the layout. Larger screens show more, not only larger
+        things: text grows a quarter as fast, from 13 pixels to 20 at a scale of 3.
     title, theme: None leaves them to chance. focus: the label of the field with the cursor.
     typed: the text in a field, by the field's label.
     """
@@ -132,9 +133,19 @@ class _Pen:
     def line(self, ends: Sequence[float], **style) -> None:
         self._draw.line(self._near(ends), **self._styled(style))
 
-    def text(self, x: float, y: float, text: str, size: int, fill: Colour, anchor: str) -> None:
-        font = _font(round(size * self.scale))
-        self._draw.text(self._near((x, y)), text, fill=fill, font=font, anchor=anchor)
+    def text(
+        self, x: float, y: float, text: str, size: int, fill: Colour, anchor: str, snap: int = 1
+    ) -> float:
+        """Writes with Pillow's anchor, "l" or "m", vertically centred; returns where the text ends.
+
+        snap: the picture's pixels that the text's beginning and its middle line are multiples of.
+        """
+        font = _font(round(size * (1 + (self.scale - 1) / 4)))
+        length = font.getlength(text)
+        x, y = x * self.scale - (length / 2 if anchor == "m" else 0), y * self.scale
+        left, middle = (round(value / snap) * snap for value in (x, y))
+        self._draw.text((left, middle), text, fill=fill, font=font, anchor="lm")
+        return (left + length) / self.scale
 
 
 class _Canvas:
@@ -154,17 +165,17 @@ class _Canvas:
 
     def text(
         self, x: float, y: float, text: str, size: int, fill: Colour, anchor: str = "m"
-    ) -> None:
-        """Writes around x ("m") or from x on ("l"), vertically centred on y; x is snapped."""
-        if anchor == "m":
-            x -= _font(size).getlength(text) / 2
-        left = round(x / HALF) * HALF
-        self.draw.text(left, y, text, size, fill, "lm")
+    ) -> float:
+        """Writes around x ("m") or from x on ("l"), vertically centred on y; both are snapped.
+
+        Returns the x at which the text ends.
+        """
+        return self.draw.text(x, y, text, size, fill, anchor, HALF)
 
     def badge(self, x: int, y: int) -> tuple[int, int]:
         self.draw.ellipse((x - 6, y - 6, x + 6, y + 6), fill=BADGE)
         digit = str(self.rng.randint(1, 9))
-        self.draw.text(x, y, digit, 10, (255, 255, 255), "mm")
+        self.draw.text(x, y, digit, 10, (255, 255, 255), "m")
         return x, y
 
     def pick_badges(self, count: int) -> set[int]:
@@ -241,9 +252,8 @@ class _Canvas:
         outline, width = (self.theme.accent, 3) if focused else (self.theme.faint, 1)
         self.draw.rectangle(frame, fill=self.theme.panel, outline=outline, width=width)
         middle, shown = (y0 + y1) // 2, typed or label
-        self.text(x0 + 7, middle, shown, 13, self.theme.text, "l")
+        cursor = self.text(x0 + 7, middle, shown, 13, self.theme.text, "l") + 2
         if focused:
-            cursor = round(x0 / HALF) * HALF + 9 + _font(13).getlength(shown)
             self.draw.line(
                 (cursor, middle - 9, cursor, middle + 8), fill=self.theme.accent, width=2
             )

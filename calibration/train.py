@@ -22,6 +22,7 @@ from transformers import Glm4vForConditionalGeneration, PreTrainedTokenizerFast
 from calibration.batches import IGNORE, Batch, Batches, DrawBatch, Packer, draw_batch
 from calibration.conversations import draw_mixed_batch
 from calibration.model import make_config, make_model, make_processor, make_tokenizer, save
+from calibration.muon import Muon
 from calibration.network import Trainee, answer_loss
 from calibration.processor import ImageTextProcessor
 from calibration.tasks import is_correct
@@ -51,24 +52,24 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_optimizers(trainee: Trainee, rate: float, muon: bool) -> list[torch.optim.Optimizer]:
+def make_optimizers(trainee: Trainee, rate: float, single: bool) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside of blocks, AdamW for embeddings, heads, convolutions, norms.
 
-    Without Muon AdamW takes the matrices as well: torch's Muon calculates in bfloat16, which takes
-    five times as long as the rest of a step where the CPU has no such arithmetic.
+    single: Muon in float32, not as in torch in bfloat16, which takes five times as long as the rest
+        of a step where the CPU has no such arithmetic.
     """
-    if not muon:
-        return [torch.optim.AdamW(trainee.parameters(), lr=rate, betas=(0.9, 0.98))]
     matrices, others = [], []
     for name, parameter in trainee.named_parameters():
         inner = ".layers." in name or ".blocks." in name or ".merger." in name
         (matrices if inner and parameter.ndim == 2 else others).append(parameter)
-    muon = torch.optim.Muon(
-        matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", ns_steps=4
+    muon: torch.optim.Optimizer = (
+        Muon(matrices, rate)
+        if single
+        else torch.optim.Muon(
+            matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", ns_steps=4
+        )
     )
-    adamw = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
-    optimizers: list[torch.optim.Optimizer] = [muon, adamw]
-    return optimizers
+    return [muon, torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)]
 
 
 def rate_at(step: int, arguments: argparse.Namespace) -> float:
@@ -133,7 +134,7 @@ class Run:
         # screens at a larger scale shall say to the decoder what they say to it at their own
         self.teacher = self._trainee(tokenizer) if arguments.initial is not None else None
         self.optimizers = make_optimizers(
-            self.trainee, arguments.rate, muon=arguments.initial is None
+            self.trainee, arguments.rate, single=arguments.initial is not None
         )
         self.average = {k: v.clone() for k, v in self.trainee.state_dict().items()}
         self.step = 0
@@ -181,11 +182,9 @@ class Run:
                 group["lr"] = self.arguments.rate * factor
         conversing = self.arguments.initial is not None
         frozen = self.step >= self.arguments.freeze_from
-        # new heads first learn to read what a trained encoder says
-        warming = conversing and self.step < WARMUP
         with torch.set_grad_enabled(not frozen):
             cells = self.trainee.encode(batch.images)
-            read = self.trainee.read_cells(cells.detach() if warming else cells, batch)
+            read = self.trainee.read_cells(cells, batch)
         loss = read["kind"] + read["word"] + 5 * read["centre"] + 2 * read["badge"]
         if conversing:
             loss = loss + 2 * read["focus"]
