@@ -38,8 +38,7 @@ class Batch:
     labels (IGNORE outside of answers), weights and segment (0 the prefix, -1 padding) [B, L],
     positions [3, B, L]; sought [B, L], the word whose last token in a question stands there, IGNORE
     elsewhere; fetched [B, L], where an answer's token finds the label that it is about, or -1;
-    questions, segment by segment, for scoring; plain, uint8 [B, h, w, 3], the screens at their
-    layout's own size, if that was asked for.
+    questions, segment by segment, for scoring.
     """
 
     images: torch.Tensor
@@ -56,7 +55,6 @@ class Batch:
     sought: torch.Tensor
     fetched: torch.Tensor
     questions: list[list[Sample]]
-    plain: torch.Tensor | None = None
 
 
 def label_cells(screen: Screen) -> dict[str, np.ndarray]:
@@ -117,12 +115,15 @@ class Packer:
                 weights[i] = _DIGIT_WEIGHTS[place - 1]
         return weights
 
-    def pack(self, questions: list[Sample], before: str = PREFIX) -> dict[str, np.ndarray]:
+    def pack(
+        self, questions: list[Sample], size: tuple[int, int], before: str = PREFIX
+    ) -> dict[str, np.ndarray]:
         """One sequence of all `questions`, which are about the same screen.
 
-        before: the prompt's text up to the picture.
+        size: pixels of the picture that the model sees, width and height. before: the prompt's
+        text up to the picture.
         """
-        width, height = questions[0].image.size
+        width, height = size
         rows, columns = height // CELL, width // CELL
         prefix = self.encode(before)
         start = len(prefix)
@@ -183,9 +184,10 @@ def collate(
     before: what the prompts of each screen say up to the picture; PREFIX if it is not given.
     """
     before = before or [PREFIX] * len(screens)
-    images = stack_images(screens)
+    images = torch.from_numpy(np.stack([np.asarray(screen.image) for screen in screens]))
     cells = [label_cells(screen) for screen in screens]
-    packed = [packer.pack(*one) for one in zip(questions, before, strict=True)]
+    size = screens[0].image.size
+    packed = [packer.pack(asked, size, text) for asked, text in zip(questions, before, strict=True)]
     length = max(len(one["ids"]) for one in packed)
 
     def padded(name: str) -> torch.Tensor:
@@ -200,11 +202,6 @@ def collate(
     sequences = {name: padded(name) for name in _PADDING}
     sequences["positions"] = sequences["positions"].transpose(0, 1)
     return Batch(images, **stacked, **sequences, questions=questions)
-
-
-def stack_images(screens: list[Screen]) -> torch.Tensor:
-    """uint8 [B, H, W, 3] of screens of one size."""
-    return torch.from_numpy(np.stack([np.asarray(screen.image) for screen in screens]))
 
 
 def ask_many(screen: Screen, count: int, rng: Random) -> list[Sample]:

@@ -7,8 +7,11 @@ before; the others are asked the single questions of `batches.py`. All are of on
 from dataclasses import replace
 from random import Random
 
-from calibration.batches import Batch, Packer, ask_many, choose_layouts, collate, stack_images
-from calibration.model import PREFIX, TURN
+from PIL import Image
+from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize
+
+from calibration.batches import CELL, Batch, Packer, ask_many, choose_layouts, collate
+from calibration.model import IMAGE_TOKENS, PREFIX, TURN
 from calibration.phone import Phone, element_at, parse
 from calibration.phone_tasks import (
     SYSTEM,
@@ -25,9 +28,9 @@ from calibration.tasks import Sample, tap
 PHONES = 0.6  # part of the screens that are a phone's
 ASTRAY = 0.15  # part of the steps before that were wrong
 _SHAPES = {  # size of the layout and scale
-    ((168, 336), 1.0): 0.13, ((196, 364), 1.0): 0.07, ((224, 392), 1.0): 0.07,
-    ((336, 168), 1.0): 0.05, ((168, 336), 2.0): 0.18, ((196, 364), 2.0): 0.14,
-    ((224, 392), 2.0): 0.16, ((168, 336), 3.0): 0.2,
+    ((168, 336), 1.0): 0.25, ((196, 364), 1.0): 0.15, ((224, 392), 1.0): 0.15,
+    ((336, 168), 1.0): 0.07, ((168, 336), 2.0): 0.12, ((168, 336), 3.0): 0.08,
+    ((196, 364), 2.0): 0.08, ((224, 392), 2.0): 0.1,
 }  # fmt: skip
 _NEXT = (0.55, 0.75)  # up to where a chance means a task that goes on from here, or ends here
 
@@ -83,18 +86,34 @@ def ask_steps(phone: Phone, task: Task, count: int, rng: Random) -> list[Sample]
     return asked
 
 
+def as_seen(screen: Screen) -> Screen:
+    """The screen at the size to which the processor scales it down."""
+    width, height = screen.image.size
+    rows, columns = smart_resize(2, height, width, max_pixels=2 * CELL**2 * IMAGE_TOKENS)
+    if (columns, rows) == (width, height):
+        return screen
+
+    def moved(values: tuple[int, ...]) -> tuple[int, ...]:
+        """x and y in turn."""
+        ratios = (columns / width, rows / height) * 2
+        return tuple(round(value * ratio) for value, ratio in zip(values, ratios, strict=False))
+
+    elements = tuple(
+        replace(e, box=moved(e.box), badge=e.badge and moved(e.badge)) for e in screen.elements
+    )
+    image = screen.image.resize((columns, rows), Image.Resampling.BICUBIC)
+    return replace(screen, image=image, title_box=moved(screen.title_box), elements=elements)
+
+
 def draw_phone(
     split: str, size: tuple[int, int], scale: float, count: int, rng: Random
-) -> tuple[Screen, Screen, list[Sample], str]:
-    """A page of a phone, the same at scale 1, `count` questions about the next step, and the text
-    before the picture."""
+) -> tuple[Screen, list[Sample], str]:
+    """A page of a phone, `count` questions about the next step, and the text before the picture."""
     phone = Phone(split, f"{rng.getrandbits(64)}", scale, size)
     task = make_task(phone, rng.choice([k for k in TASK_KINDS if k in possible(phone)]), rng)
     turns = wander(phone, task, rng.randint(0, task.steps), rng)
     asked = ask_steps(phone, task, count, rng)
-    screen = phone.screen
-    phone.scale = 1.0
-    return screen, phone.screen, asked, history(turns)
+    return phone.screen, asked, history(turns)
 
 
 def draw_mixed_batch(
@@ -103,14 +122,13 @@ def draw_mixed_batch(
     """A batch of about `patches` 14-pixel patches with `questions` questions a screen."""
     size, scale = rng.choices(list(_SHAPES), list(_SHAPES.values()))[0]
     upright = size[0] < size[1]
-    count = max(1, round(patches / (size[0] * size[1] * scale**2 / 196)))
+    count = max(1, round(patches / (size[0] * size[1] / 196)))
     drawn = []
     for layout in choose_layouts(split, size, count, rng):
         if upright and rng.random() < PHONES:
             drawn.append(draw_phone(split, size, scale, questions, rng))
         else:
-            seed = rng.getrandbits(64)
-            screen, plain = (draw(layout, Random(seed), Look(scale=s)) for s in (scale, 1.0))
-            drawn.append((screen, plain, ask_many(screen, questions, rng), PREFIX))
-    screens, plains, asked, before = (list(part) for part in zip(*drawn, strict=True))
-    return replace(collate(screens, asked, packer, before), plain=stack_images(plains))
+            screen = draw(layout, rng, Look(scale=scale))
+            drawn.append((screen, ask_many(screen, questions, rng), PREFIX))
+    screens, asked, before = zip(*drawn, strict=True)
+    return collate([as_seen(screen) for screen in screens], list(asked), packer, list(before))

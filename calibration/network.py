@@ -109,22 +109,6 @@ class Trainee(nn.Module):
             "word_accuracy": right,
         }
 
-    def echo(self, cells: torch.Tensor, teacher: "Trainee", batch: Batch) -> torch.Tensor:
-        """How far visual tokens [B, C, D] are from what `teacher` says at the layout's own size.
-
-        Each cell is compared with the teacher's cell at its place; 1 is as bad as a constant.
-        """
-        assert batch.plain is not None, "the batch has no screens at their layout's own size"
-        with torch.no_grad():
-            wanted = teacher.encode(batch.plain)
-        grids = [[n // (PATCH * MERGE) for n in x.shape[1:3]] for x in (batch.images, batch.plain)]
-        (rows, columns), (least_rows, least_columns) = grids
-        down = ((torch.arange(rows) + 0.5) * least_rows / rows).long()
-        across = ((torch.arange(columns) + 0.5) * least_columns / columns).long()
-        wanted = wanted[:, (down[:, None] * least_columns + across).flatten()]
-        spread = wanted.var(dim=(0, 1)).sum()
-        return (cells - wanted).pow(2).sum(-1).mean() / spread
-
     def _remember(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.seen[module.layer_idx] = kwargs
 

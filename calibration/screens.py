@@ -66,8 +66,7 @@ class Element:
 class Look:
     """What is decided about a screen beforehand; the rest is chance.
 
-    scale: pixels of the picture a pixel of the layout. Larger screens show more, not only larger
-        things: text grows a quarter as fast, from 13 pixels to 20 at a scale of 3.
+    scale: pixels of the picture a pixel of the layout; text is drawn at that size, not enlarged.
     title, theme: None leaves them to chance. focus: the label of the field with the cursor.
     typed: the text in a field, by the field's label.
     """
@@ -138,14 +137,13 @@ class _Pen:
     ) -> float:
         """Writes with Pillow's anchor, "l" or "m", vertically centred; returns where the text ends.
 
-        snap: the picture's pixels that the text's beginning and its middle line are multiples of.
+        snap: the layout's pixels that the text's beginning is a multiple of.
         """
-        font = _font(round(size * (1 + (self.scale - 1) / 4)))
-        length = font.getlength(text)
-        x, y = x * self.scale - (length / 2 if anchor == "m" else 0), y * self.scale
-        left, middle = (round(value / snap) * snap for value in (x, y))
-        self._draw.text((left, middle), text, fill=fill, font=font, anchor="lm")
-        return (left + length) / self.scale
+        font = _font(round(size * self.scale))
+        length = font.getlength(text) / self.scale
+        left = round((x - length / 2 if anchor == "m" else x) / snap) * snap
+        self._draw.text(self._near((left, y)), text, fill=fill, font=font, anchor="lm")
+        return left + length
 
 
 class _Canvas:
@@ -166,7 +164,7 @@ class _Canvas:
     def text(
         self, x: float, y: float, text: str, size: int, fill: Colour, anchor: str = "m"
     ) -> float:
-        """Writes around x ("m") or from x on ("l"), vertically centred on y; both are snapped.
+        """Writes around x ("m") or from x on ("l"), vertically centred on y; x is snapped.
 
         Returns the x at which the text ends.
         """

@@ -17,7 +17,7 @@ from random import Random
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
-from transformers import Glm4vForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import Glm4vForConditionalGeneration
 
 from calibration.batches import IGNORE, Batch, Batches, DrawBatch, Packer, draw_batch
 from calibration.conversations import draw_mixed_batch
@@ -73,14 +73,10 @@ def make_optimizers(trainee: Trainee, rate: float, single: bool) -> list[torch.o
 
 
 def rate_at(step: int, arguments: argparse.Namespace) -> float:
-    """Factor of the learning rate: a warm-up at the start of each phase, a linear end.
-
-    When going on from a checkpoint, the phase of the encoder alone has such an end, too.
-    """
-    reading = step < arguments.vision_steps
-    begun = step if reading else step - arguments.vision_steps
-    end = arguments.vision_steps if reading and arguments.initial is not None else arguments.steps
-    left = (end - step) / (end - arguments.decay_from * end)
+    """Factor of the learning rate: a warm-up at the start of each phase, a linear end."""
+    begun = step - arguments.vision_steps if step >= arguments.vision_steps else step
+    decay_from = arguments.decay_from * arguments.steps
+    left = (arguments.steps - step) / (arguments.steps - decay_from)
     return min(1.0, (begun + 1) / WARMUP) * min(1.0, max(left, 0.01))
 
 
@@ -130,22 +126,17 @@ class Run:
         tokenizer = make_tokenizer()
         self.processor: ImageTextProcessor = make_processor(tokenizer)
         self.packer = Packer(tokenizer)
-        self.trainee = self._trainee(tokenizer)
-        # screens at a larger scale shall say to the decoder what they say to it at their own
-        self.teacher = self._trainee(tokenizer) if arguments.initial is not None else None
+        model: Glm4vForConditionalGeneration = make_model(
+            make_config(tokenizer), tokenizer, arguments.seed
+        )
+        if arguments.initial is not None:
+            model.load_state_dict(load_file(arguments.initial / "model.safetensors"))
+        self.trainee = Trainee(model)
         self.optimizers = make_optimizers(
             self.trainee, arguments.rate, single=arguments.initial is not None
         )
         self.average = {k: v.clone() for k, v in self.trainee.state_dict().items()}
         self.step = 0
-
-    def _trainee(self, tokenizer: PreTrainedTokenizerFast) -> Trainee:
-        model: Glm4vForConditionalGeneration = make_model(
-            make_config(tokenizer), tokenizer, self.arguments.seed
-        )
-        if self.arguments.initial is not None:
-            model.load_state_dict(load_file(self.arguments.initial / "model.safetensors"))
-        return Trainee(model)
 
     def load(self) -> None:
         """Resumes from the state file if there is one."""
@@ -188,9 +179,6 @@ class Run:
         loss = read["kind"] + read["word"] + 5 * read["centre"] + 2 * read["badge"]
         if conversing:
             loss = loss + 2 * read["focus"]
-        if self.teacher is not None and not frozen:
-            read["echo"] = self.trainee.echo(cells, self.teacher, batch)
-            loss = loss + 5 * read["echo"]
         if self.step >= self.arguments.vision_steps:
             read["answer"] = answer_loss(self.trainee.answer(cells, batch), batch)
             read |= (sought := self.trainee.seek(batch))

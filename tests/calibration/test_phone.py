@@ -67,7 +67,8 @@ def test_anything_else_is_no_action_and_changes_nothing(answer):
     before = phone.screen.image.tobytes()
     assert parse(answer) is None
     phone.act(parse(answer))
-    assert phone.path == () and not phone.finished
+    assert phone.path == ()
+    assert not phone.finished
     assert phone.screen.image.tobytes() == before
 
 
@@ -90,7 +91,8 @@ def test_every_element_of_every_page_can_be_tapped():
         for element in phone.screen.elements:
             tapped(phone, element)
             if element.kind == "field":
-                assert phone.focus == element.label and phone.path == (app.label,)
+                assert phone.focus == element.label
+                assert phone.path == (app.label,)
             else:
                 assert phone.path == (app.label, element.label)
                 phone.act(parse('do(action="Back")'))
@@ -139,7 +141,8 @@ def test_typing_changes_the_picture_of_the_focused_field_alone():
     field = next(e for e in phone.screen.elements if e.kind == "field")
     untouched = phone.screen.image
     phone.act(parse('do(action="Type", text="hello")'))
-    assert phone.screen.image.tobytes() == untouched.tobytes() and not phone.typed
+    assert phone.screen.image.tobytes() == untouched.tobytes()
+    assert not phone.typed
 
     focused = tapped(phone, field).screen.image
     assert focused.tobytes() != untouched.tobytes()
@@ -149,7 +152,8 @@ def test_typing_changes_the_picture_of_the_focused_field_alone():
     below = (0, field.box[3], *typed.size)
     assert typed.crop(below).tobytes() == untouched.crop(below).tobytes()
     shown = next(e for e in phone.screen.elements if e.label == field.label)
-    assert shown.text == "hello" and shown.focused
+    assert shown.text == "hello"
+    assert shown.focused
 
     phone.act(parse('do(action="Type", text="thanks")'))
     assert phone.typed == {(phone.path, field.label): "thanks"}
@@ -171,7 +175,8 @@ def test_a_finished_phone_stays_as_it_is():
     phone = Phone("evaluation", 0)
     phone.act(parse('finish(message="Done")'))
     tapped(phone, phone.screen.elements[0])
-    assert phone.finished and phone.path == ()
+    assert phone.finished
+    assert phone.path == ()
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -70,7 +70,8 @@ def test_reaching_the_goal_without_saying_so_does_not_succeed():
     for phone, task in tasks("evaluation", 12):
         while right_action(phone, task)[0] != DONE:
             phone.act(parse(right_action(phone, task)[0]))
-        assert task.reached(phone) and not task.solved(phone)
+        assert task.reached(phone)
+        assert not task.solved(phone)
 
 
 def test_one_wrong_tap_and_done_does_not_succeed():
@@ -81,7 +82,8 @@ def test_one_wrong_tap_and_done_does_not_succeed():
         other = next(e for e in screen.elements if e.label != wanted.label)
         phone.act(parse(tap(other.box, screen.image.size)))
         phone.act(parse(DONE))
-        assert phone.finished and not task.solved(phone)
+        assert phone.finished
+        assert not task.solved(phone)
 
 
 def test_another_word_in_the_field_does_not_succeed():
@@ -94,15 +96,18 @@ def test_another_word_in_the_field_does_not_succeed():
         return answer
 
     episode = run_task(ask, phone, task)
-    assert not episode.solved and len(episode.answers) == task.limit
-    assert task.text and not any(task.text in answer for answer in answers)
+    assert not episode.solved
+    assert len(episode.answers) == task.limit
+    assert task.text
+    assert not any(task.text in answer for answer in answers)
 
 
 def test_an_agent_that_babbles_uses_up_its_steps():
     phone, task = next(tasks("evaluation", 1))
     episode = run_task(lambda messages: "hm", phone, task)
     assert len(episode.answers) == len(episode.seconds) == task.limit
-    assert not episode.solved and phone.path == ()
+    assert not episode.solved
+    assert phone.path == ()
 
 
 def test_episodes_of_the_right_actions_are_solved():
