@@ -28,9 +28,8 @@ from calibration.tasks import Sample, tap
 PHONES = 0.6  # part of the screens that are a phone's
 ASTRAY = 0.15  # part of the steps before that were wrong
 _SHAPES = {  # size of the layout and scale
-    ((168, 336), 1.0): 0.25, ((196, 364), 1.0): 0.15, ((224, 392), 1.0): 0.15,
-    ((336, 168), 1.0): 0.07, ((168, 336), 2.0): 0.12, ((168, 336), 3.0): 0.08,
-    ((196, 364), 2.0): 0.08, ((224, 392), 2.0): 0.1,
+    ((168, 336), 1.0): 0.38, ((196, 364), 1.0): 0.2, ((224, 392), 1.0): 0.18,
+    ((336, 168), 1.0): 0.1, ((224, 392), 2.0): 0.08, ((224, 392), 3.0): 0.06,
 }  # fmt: skip
 _NEXT = (0.55, 0.75)  # up to where a chance means a task that goes on from here, or ends here
 

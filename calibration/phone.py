@@ -13,7 +13,6 @@ from calibration.layouts import LAYOUTS, Layout
 from calibration.screens import DARK, LIGHT, Element, Look, Screen, draw
 
 HOME = "Home"  # the title of the home screen
-CELL = 28  # pixels a side of a visual token; a processor rounds sizes to its multiples
 DEEPEST = 4  # pages lie at most so many taps below the home screen
 _APP_PAGES = ("list", "form", "dialog")
 _SIZES = ((168, 336), (196, 364), (224, 392))  # upright ones
@@ -68,8 +67,7 @@ class Phone:
         """scale: pixels of a screenshot a pixel of the layout (`screens.Look`). size: of the
         layouts; None leaves it to the seed.
 
-        Raises KeyError for a split that is none of layouts.SPLITS, IndexError for a scale at which
-        no size is a multiple of 28 pixels.
+        Raises KeyError for a split that is none of layouts.SPLITS.
         """
         self._seed, self.scale = f"phone/{split}/{seed}", scale
         rng = Random(self._seed)
@@ -159,13 +157,13 @@ def element_at(screen: Screen, point: tuple[int, int]) -> Element | None:
     return None
 
 
-def sizes_at(scale: float) -> list[tuple[int, int]]:
-    """The upright sizes of layouts whose screens need no resizing at this scale.
+def sizes_at(scale: float) -> tuple[tuple[int, int], ...]:
+    """The upright sizes of layouts that phones have at this scale.
 
-    Beyond twice the layout it is the smallest size alone.
+    Above 1 it is the largest alone, which the reference checkpoint's processor scales down to its
+    own 224x392 pixels.
     """
-    sizes = _SIZES if scale <= 2 else _SIZES[:1]
-    return [(w, h) for w, h in sizes if w * scale % CELL == 0 and h * scale % CELL == 0]
+    return _SIZES if scale <= 1 else _SIZES[-1:]
 
 
 def _of_size(split: str, size: tuple[int, int]) -> dict[str, list[Layout]]:
