@@ -4,7 +4,6 @@ Of each batch's screens some are pages of a simulated phone, with a system promp
 before; the others are asked the single questions of `batches.py`. All are of one size.
 """
 
-from dataclasses import replace
 from random import Random
 
 from PIL import Image
@@ -91,17 +90,8 @@ def as_seen(screen: Screen) -> Screen:
     rows, columns = smart_resize(2, height, width, max_pixels=2 * CELL**2 * IMAGE_TOKENS)
     if (columns, rows) == (width, height):
         return screen
-
-    def moved(values: tuple[int, ...]) -> tuple[int, ...]:
-        """x and y in turn."""
-        ratios = (columns / width, rows / height) * 2
-        return tuple(round(value * ratio) for value, ratio in zip(values, ratios, strict=False))
-
-    elements = tuple(
-        replace(e, box=moved(e.box), badge=e.badge and moved(e.badge)) for e in screen.elements
-    )
     image = screen.image.resize((columns, rows), Image.Resampling.BICUBIC)
-    return replace(screen, image=image, title_box=moved(screen.title_box), elements=elements)
+    return screen.on(image, columns / width, rows / height)
 
 
 def draw_phone(

@@ -25,7 +25,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, settings | {"iterations": iterations})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Moves every matrix that has a gradient."""
         for group in self.param_groups:
             for matrix in group["params"]:
                 if matrix.grad is None:

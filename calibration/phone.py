@@ -160,8 +160,7 @@ def element_at(screen: Screen, point: tuple[int, int]) -> Element | None:
 def sizes_at(scale: float) -> tuple[tuple[int, int], ...]:
     """The upright sizes of layouts that phones have at this scale.
 
-    Above 1 it is the largest alone, which the reference checkpoint's processor scales down to its
-    own 224x392 pixels.
+    Above 1 it is the largest alone: 448x784 pixels at a scale of 2, 448 visual tokens of GLM-4V.
     """
     return _SIZES if scale <= 1 else _SIZES[-1:]
 

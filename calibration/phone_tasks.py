@@ -73,7 +73,8 @@ def make_task(
     Raises KeyError when the phone has no app for this kind.
     """
     app = app or rng.choice(possible(phone)[kind])
-    path, said = (app,), [rng.choice(("Open {}.", "Tap the {} app.")).format(app)]
+    path: tuple[str, ...] = (app,)
+    said = [rng.choice(("Open {}.", "Tap the {} app.")).format(app)]
     field, text = None, ""
 
     def labels(wanted: str) -> list[str]:

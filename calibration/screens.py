@@ -5,18 +5,17 @@ Pillow and its FreeType are the same. Lines of text stand on a grid of 14 pixels
 multiples of 7, as in a design system with a baseline grid; patches of 14 pixels read that best.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from random import Random
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from calibration.layouts import GRID, STATUS_BAR, TITLE_BAR, Layout
+from calibration.pen import Colour, Pen
 from calibration.words import APPS, LABELS, ROWS, TITLES
 
 Box = tuple[int, int, int, int]
-Colour = tuple[int, int, int]
 
 HALF = GRID // 2
 APP_HEIGHT = 4 * GRID
@@ -92,58 +91,22 @@ class Screen:
     def badges(self) -> int:
         return sum(element.badge is not None for element in self.elements)
 
+    def on(self, image: Image.Image, across: float, down: float) -> "Screen":
+        """This screen on `image`, its boxes stretched by these factors."""
 
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
-    return font
+        def box(b: Box) -> Box:
+            return (
+                round(b[0] * across),
+                round(b[1] * down),
+                round(b[2] * across),
+                round(b[3] * down),
+            )
 
+        def point(p: tuple[int, int] | None) -> tuple[int, int] | None:
+            return p and (round(p[0] * across), round(p[1] * down))
 
-class _Pen:
-    """Draws in a layout's pixels on a picture `scale` times as large."""
-
-    def __init__(self, image: Image.Image, scale: float):
-        self._draw, self.scale = ImageDraw.Draw(image), scale
-
-    def _near(self, values: Sequence[float]) -> tuple[int, ...]:
-        return tuple(round(value * self.scale) for value in values)
-
-    def _box(self, box: Sequence[float]) -> tuple[int, ...]:
-        """The corners given are the first and the last pixel inside."""
-        x1, y1 = self._near((box[2] + 1, box[3] + 1))
-        return (*self._near(box[:2]), x1 - 1, y1 - 1)
-
-    def _styled(self, style: dict) -> dict:
-        return style | {"width": round(style.get("width", 1) * self.scale)}
-
-    def rectangle(self, box: Sequence[float], **style) -> None:
-        self._draw.rectangle(self._box(box), **self._styled(style))
-
-    def rounded_rectangle(self, box: Sequence[float], radius: float, **style) -> None:
-        self._draw.rounded_rectangle(self._box(box), radius * self.scale, **self._styled(style))
-
-    def ellipse(self, box: Sequence[float], **style) -> None:
-        self._draw.ellipse(self._box(box), **self._styled(style))
-
-    def polygon(self, corners: Sequence[Sequence[float]], fill: Colour) -> None:
-        self._draw.polygon([self._near(corner) for corner in corners], fill=fill)
-
-    def line(self, ends: Sequence[float], **style) -> None:
-        self._draw.line(self._near(ends), **self._styled(style))
-
-    def text(
-        self, x: float, y: float, text: str, size: int, fill: Colour, anchor: str, snap: int = 1
-    ) -> float:
-        """Writes with Pillow's anchor, "l" or "m", vertically centred; returns where the text ends.
-
-        snap: the layout's pixels that the text's beginning is a multiple of.
-        """
-        font = _font(round(size * self.scale))
-        length = font.getlength(text) / self.scale
-        left = round((x - length / 2 if anchor == "m" else x) / snap) * snap
-        self._draw.text(self._near((left, y)), text, fill=fill, font=font, anchor="lm")
-        return left + length
+        elements = tuple(replace(e, box=box(e.box), badge=point(e.badge)) for e in self.elements)
+        return replace(self, image=image, title_box=box(self.title_box), elements=elements)
 
 
 class _Canvas:
@@ -155,7 +118,7 @@ class _Canvas:
         self.theme = look.theme or theme
         size = round(layout.width * look.scale), round(layout.height * look.scale)
         self.image = Image.new("RGB", size, self.theme.background)
-        self.draw = _Pen(self.image, look.scale)
+        self.draw = Pen(self.image, look.scale)
         self.elements: list[Element] = []
         title = rng.choice(TITLES)
         self.title = look.title or title
@@ -368,12 +331,5 @@ def draw(layout: Layout, rng: Random, look: Look | None = None) -> Screen:
         title_box = canvas.title_bar(STATUS_BAR, layout.margin, layout.width - layout.margin)
         body = {"home": _grid, "list": _list, "form": _form}[layout.family]
         body(canvas, STATUS_BAR + TITLE_BAR)
-
-    def scaled(values):
-        return tuple(round(value * look.scale) for value in values)
-
-    elements = tuple(
-        replace(element, box=scaled(element.box), badge=element.badge and scaled(element.badge))
-        for element in canvas.elements
-    )
-    return Screen(layout, canvas.image, canvas.title, scaled(title_box), elements)
+    screen = Screen(layout, canvas.image, canvas.title, title_box, tuple(canvas.elements))
+    return screen.on(canvas.image, look.scale, look.scale)
