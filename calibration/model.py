@@ -17,7 +17,7 @@ from calibration.words import TYPED, WORDS
 
 VOCABULARY = 768
 CONTEXT = 4096
-IMAGE_TOKENS = 648  # of 504x1008 pixels; larger screenshots are scaled down to no more
+IMAGE_TOKENS = 648  # of 504x1008 pixels; larger screenshots are to be scaled down to no more
 PAD = "<|endoftext|>"
 END = "<|user|>"  # a turn ends where the next one of the user begins
 SPECIAL = (
