@@ -17,6 +17,7 @@ from calibration.conversations import (  # noqa: E402
     wander,
 )
 from calibration.evaluate import REFERENCE, Reference  # noqa: E402
+from calibration.model import make_processor  # noqa: E402
 from calibration.muon import Muon, orthogonal  # noqa: E402
 from calibration.network import Trainee, patchify  # noqa: E402
 from calibration.phone import Phone, element_at, parse, sizes_at  # noqa: E402
@@ -123,10 +124,11 @@ def test_the_label_to_fetch_is_the_one_that_the_answer_is_about():
 
 @pytest.mark.parametrize("scale", [1.0, 2.0, 3.0])
 def test_screens_are_trained_on_as_the_processor_gives_them(reference, scale):
+    processor = make_processor(reference.processor.tokenizer).image_processor
     for size in sizes_at(scale):
         screen = Phone("train", 0, scale, size).screen
         seen = as_seen(screen)
-        inputs = reference.processor.image_processor(screen.image, return_tensors="pt")
+        inputs = processor(screen.image, return_tensors="pt")
         assert inputs["image_grid_thw"][0].tolist() == [
             1,
             *(n // 14 for n in seen.image.size[::-1]),
