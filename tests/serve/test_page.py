@@ -74,6 +74,7 @@ class Page:
         return self.text("answer")
 
 
+@pytest.mark.slow
 @browsing
 def test_it_shows_the_model_and_its_load(page: Page) -> None:
     page.wait(lambda: page.text("state") == "ready")
@@ -82,6 +83,7 @@ def test_it_shows_the_model_and_its_load(page: Page) -> None:
     assert not page.part("keyed").is_displayed()
 
 
+@pytest.mark.slow
 @browsing
 def test_a_tap_is_drawn_where_the_answer_says(page: Page, server: ServerThread) -> None:
     page.part("file").send_keys(str(SCREEN))
@@ -106,6 +108,7 @@ def test_a_tap_is_drawn_where_the_answer_says(page: Page, server: ServerThread) 
     assert page.part("pick").is_displayed()
 
 
+@pytest.mark.slow
 @browsing
 @pytest.mark.parametrize("event", ["paste", "drop"])
 def test_an_image_can_be_pasted_and_dropped(page: Page, event: str) -> None:
@@ -127,6 +130,7 @@ def test_an_image_can_be_pasted_and_dropped(page: Page, event: str) -> None:
     page.wait(lambda: page.part("shown").is_displayed())
 
 
+@pytest.mark.slow
 @browsing
 def test_an_answer_is_text_and_never_markup(page: Page) -> None:
     markup = "<img src=x onerror=alert(1)>"
@@ -144,6 +148,7 @@ def test_an_answer_is_text_and_never_markup(page: Page) -> None:
     assert page.part("answer").find_elements(By.TAG_NAME, "img") == []
 
 
+@pytest.mark.slow
 @browsing
 def test_an_error_is_told(page: Page) -> None:
     page.browser.execute_script("document.getElementById('form').noValidate = true")
@@ -156,6 +161,7 @@ def test_an_error_is_told(page: Page) -> None:
     assert "status of 400" in entry["message"]
 
 
+@pytest.mark.slow
 @browsing
 def test_it_asks_for_the_key_that_the_server_wants(
     browser: Any, serve: Callable[..., ServerThread]
@@ -174,6 +180,7 @@ def test_it_asks_for_the_key_that_the_server_wants(
     browser.get_log("browser")  # the refusals without a key
 
 
+@pytest.mark.slow
 @browsing
 def test_it_can_be_stopped(browser: Any, serve: Callable[..., ServerThread]) -> None:
     server = serve("llama", faults="decoder:50ms")
@@ -186,6 +193,7 @@ def test_it_can_be_stopped(browser: Any, serve: Callable[..., ServerThread]) -> 
     server.wait_until_idle()
 
 
+@pytest.mark.slow
 @browsing
 @pytest.mark.parametrize(("width", "height"), [(1200, 900), (500, 800)])
 def test_it_fits_the_window(page: Page, width: int, height: int) -> None:
@@ -195,6 +203,7 @@ def test_it_fits_the_window(page: Page, width: int, height: int) -> None:
     assert overflow == 0
 
 
+@pytest.mark.slow
 @browsing
 def test_a_hidden_page_asks_for_nothing(page: Page, server: ServerThread) -> None:
     count = "return performance.getEntriesByName(location.origin + '/metrics').length"
