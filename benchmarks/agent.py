@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 VOCABULARY = 49280  # SmolLM2's 49,152, the special tokens, rows no text produces
 CONTEXT = 8192
+IMAGE_TOKENS = 7500  # larger screenshots than any phone's
 
 
 def make_tokenizer():
@@ -109,7 +110,7 @@ def write_checkpoint(output: Path, seed: int = 0) -> None:
     model.generation_config = GenerationConfig(
         eos_token_id=[pad, end], pad_token_id=pad, do_sample=False
     )
-    save(model, make_processor(tokenizer), output)
+    save(model, make_processor(tokenizer, IMAGE_TOKENS), output)
 
 
 @click.command(help=__doc__)

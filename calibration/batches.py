@@ -6,7 +6,7 @@ distribution of a request of its own while the picture is paid for once.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset
 
 from calibration.layouts import LAYOUTS, Layout
 from calibration.model import END, PREFIX, TURN
-from calibration.screens import Screen, draw
+from calibration.screens import Element, Screen, draw
 from calibration.tasks import Sample, ask, kinds_for
 from calibration.words import WORDS
 
@@ -34,10 +34,11 @@ class Batch:
     """B screens of one size, N cells each, and sequences of length L.
 
     images: uint8 [B, H, W, 3]. Cells, [B, N]: kind and word (IGNORE outside of elements), centre
-    [B, N, 2] of the element as a fraction of the screen, badge (0 or 1). Sequences: ids, labels
-    (IGNORE outside of answers), weights and segment (0 the prefix, -1 padding) [B, L], positions
-    [3, B, L]; sought [B, L], the word whose last token in a question stands there, IGNORE
-    elsewhere; questions, segment by segment, for scoring.
+    [B, N, 2] of the element as a fraction of the screen, badge and focus (0 or 1). Sequences: ids,
+    labels (IGNORE outside of answers), weights and segment (0 the prefix, -1 padding) [B, L],
+    positions [3, B, L]; sought [B, L], the word whose last token in a question stands there, IGNORE
+    elsewhere; fetched [B, L], where an answer's token finds the label that it is about, or -1;
+    questions, segment by segment, for scoring.
     """
 
     images: torch.Tensor
@@ -45,12 +46,14 @@ class Batch:
     cell_word: torch.Tensor
     cell_centre: torch.Tensor
     cell_badge: torch.Tensor
+    cell_focus: torch.Tensor
     ids: torch.Tensor
     labels: torch.Tensor
     weights: torch.Tensor
     segment: torch.Tensor
     positions: torch.Tensor
     sought: torch.Tensor
+    fetched: torch.Tensor
     questions: list[list[Sample]]
 
 
@@ -62,14 +65,17 @@ def label_cells(screen: Screen) -> dict[str, np.ndarray]:
     word = np.full((rows, columns), IGNORE, np.int64)
     centre = np.zeros((rows, columns, 2), np.float32)
     badge = np.zeros((rows, columns), np.float32)
-    things = [("title", screen.title, screen.title_box)]
-    things += [(element.kind, element.label, element.box) for element in screen.elements]
-    for name, label, (x0, y0, x1, y1) in things:
+    focus = np.zeros((rows, columns), np.float32)
+    things = [Element("title", screen.title, screen.title_box), *screen.elements]
+    for thing in things:
+        x0, y0, x1, y1 = thing.box
         first, last = -(-(y0 - CELL // 2) // CELL), -(-(y1 - CELL // 2) // CELL)
         left, right = -(-(x0 - CELL // 2) // CELL), -(-(x1 - CELL // 2) // CELL)
         where = slice(max(first, 0), last), slice(max(left, 0), right)
-        kind[where] = KINDS_OF_CELL.index(name)
-        word[where] = WORDS.index(label)
+        kind[where] = KINDS_OF_CELL.index(thing.kind)
+        readable = not thing.text and thing.label in WORDS
+        word[where] = WORDS.index(thing.label) if readable else IGNORE
+        focus[where] = thing.focused
         centre[where] = (x0 + x1) / 2 / width, (y0 + y1) / 2 / height
     for element in screen.elements:
         if element.badge is not None:
@@ -80,6 +86,7 @@ def label_cells(screen: Screen) -> dict[str, np.ndarray]:
         "cell_word": word.reshape(-1),
         "cell_centre": centre.reshape(-1, 2),
         "cell_badge": badge.reshape(-1),
+        "cell_focus": focus.reshape(-1),
     }
 
 
@@ -88,7 +95,6 @@ class Packer:
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
-        self.prefix = self.encode(PREFIX)
         self.end_of_image = self.encode("<|end_of_image|>")
         self.image_token = tokenizer.convert_tokens_to_ids("<|image|>")
         self.end = tokenizer.convert_tokens_to_ids(END)
@@ -109,26 +115,37 @@ class Packer:
                 weights[i] = _DIGIT_WEIGHTS[place - 1]
         return weights
 
-    def pack(self, questions: list[Sample]) -> dict[str, np.ndarray]:
-        """One sequence of all `questions`, which are about the same screen."""
-        width, height = questions[0].image.size
+    def pack(
+        self, questions: list[Sample], size: tuple[int, int], before: str = PREFIX
+    ) -> dict[str, np.ndarray]:
+        """One sequence of all `questions`, which are about the same screen.
+
+        size: pixels of the picture that the model sees, width and height. before: the prompt's
+        text up to the picture.
+        """
+        width, height = size
         rows, columns = height // CELL, width // CELL
-        start = len(self.prefix)
+        prefix = self.encode(before)
+        start = len(prefix)
         after = start + max(rows, columns)
-        ids = [*self.prefix, *[self.image_token] * (rows * columns), *self.end_of_image]
+        ids = [*prefix, *[self.image_token] * (rows * columns), *self.end_of_image]
         grid = np.mgrid[0:1, 0:rows, 0:columns].reshape(3, -1) + start
         positions = [np.tile(np.arange(start), (3, 1)), grid, np.full((3, 1), after)]
         labels, weights, segment = [IGNORE] * len(ids), [0.0] * len(ids), [0] * len(ids)
-        sought = [IGNORE] * len(ids)
+        sought, fetched = [IGNORE] * len(ids), [-1] * len(ids)
         for number, question in enumerate(questions, start=1):
             prompt = self.encode(question.prompt) + self.turn
             answer = [*self.encode(question.answer), self.end]
             whole = prompt + answer
             ids += whole
             sought += [IGNORE] * len(whole)
-            if match := _LABEL.search(question.prompt):
+            fetch = -1
+            for match in _LABEL.finditer(question.prompt):
                 at = len(self.encode(question.prompt[: match.end()])) - 1 - len(whole)
                 sought[at] = WORDS.index(match[0])
+                if question.about in (None, match[0]) and question.kind != "step_back":
+                    fetch = len(ids) + at
+            fetched += [-1] * (len(prompt) - 1) + [fetch] * len(answer) + [-1]
             # labels are those of the next token, so the last token has none
             labels += [IGNORE] * (len(prompt) - 1) + answer + [IGNORE]
             weights += [0.0] * (len(prompt) - 1) + self._answer_weights(answer) + [0.0]
@@ -141,6 +158,7 @@ class Packer:
             "segment": np.array(segment),
             "positions": np.concatenate(positions, axis=1),
             "sought": np.array(sought),
+            "fetched": np.array(fetched),
         }
 
 
@@ -151,14 +169,25 @@ _PADDING = {
     "segment": -1,
     "positions": 0,
     "sought": IGNORE,
+    "fetched": -1,
 }
 
 
-def collate(screens: list[Screen], questions: list[list[Sample]], packer: Packer) -> Batch:
-    """Stacks screens of one size and pads their sequences to the longest."""
-    images = np.stack([np.asarray(screen.image) for screen in screens])
+def collate(
+    screens: list[Screen],
+    questions: list[list[Sample]],
+    packer: Packer,
+    before: list[str] | None = None,
+) -> Batch:
+    """Stacks screens of one size and pads their sequences to the longest.
+
+    before: what the prompts of each screen say up to the picture; PREFIX if it is not given.
+    """
+    before = before or [PREFIX] * len(screens)
+    images = torch.from_numpy(np.stack([np.asarray(screen.image) for screen in screens]))
     cells = [label_cells(screen) for screen in screens]
-    packed = [packer.pack(asked) for asked in questions]
+    size = screens[0].image.size
+    packed = [packer.pack(asked, size, text) for asked, text in zip(questions, before, strict=True)]
     length = max(len(one["ids"]) for one in packed)
 
     def padded(name: str) -> torch.Tensor:
@@ -172,7 +201,7 @@ def collate(screens: list[Screen], questions: list[list[Sample]], packer: Packer
     stacked = {name: torch.from_numpy(np.stack([c[name] for c in cells])) for name in cells[0]}
     sequences = {name: padded(name) for name in _PADDING}
     sequences["positions"] = sequences["positions"].transpose(0, 1)
-    return Batch(torch.from_numpy(images), **stacked, **sequences, questions=questions)
+    return Batch(images, **stacked, **sequences, questions=questions)
 
 
 def ask_many(screen: Screen, count: int, rng: Random) -> list[Sample]:
@@ -184,15 +213,22 @@ def ask_many(screen: Screen, count: int, rng: Random) -> list[Sample]:
     return [ask(screen, kind, rng) for kind in kinds[:count]]
 
 
+DrawBatch = Callable[[str, Random, Packer, int, int], Batch]
+
+
 def draw_batch(split: str, rng: Random, packer: Packer, patches: int, questions: int) -> Batch:
     """A batch of about `patches` 14-pixel patches with `questions` questions a screen."""
-    layouts = LAYOUTS[split]
     size = rng.choices(list(_SIZE_WEIGHTS), list(_SIZE_WEIGHTS.values()))[0]
-    fitting = [layout for layout in layouts if (layout.width, layout.height) == size]
-    weights = [_weight(layout, fitting) for layout in fitting]
     count = max(1, round(patches / (size[0] * size[1] // 196)))
-    screens = [draw(layout, rng) for layout in rng.choices(fitting, weights, k=count)]
+    screens = [draw(layout, rng) for layout in choose_layouts(split, size, count, rng)]
     return collate(screens, [ask_many(s, questions, rng) for s in screens], packer)
+
+
+def choose_layouts(split: str, size: tuple[int, int], count: int, rng: Random) -> list[Layout]:
+    """`count` of the split's layouts of a size, the families as often as training wants them."""
+    fitting = [layout for layout in LAYOUTS[split] if (layout.width, layout.height) == size]
+    weights = [_weight(layout, fitting) for layout in fitting]
+    return rng.choices(fitting, weights, k=count)
 
 
 def _weight(layout: Layout, among: list[Layout]) -> float:
@@ -203,13 +239,21 @@ def _weight(layout: Layout, among: list[Layout]) -> float:
 class Batches(IterableDataset):
     """Endless training batches; batch i follows from the seed and i alone, so a run can resume."""
 
-    def __init__(self, packer: Packer, patches: int, questions: int, first: int, seed: int):
-        self.packer, self.patches, self.questions = packer, patches, questions
+    def __init__(
+        self,
+        packer: Packer,
+        patches: int,
+        questions: int,
+        first: int,
+        seed: int,
+        draw: DrawBatch = draw_batch,
+    ):
+        self.packer, self.patches, self.questions, self.draw = packer, patches, questions, draw
         self.first, self.seed = first, seed
 
     def __iter__(self) -> Iterator[Batch]:
         step = self.first
         while True:
             rng = Random(f"train/{self.seed}/{step}")
-            yield draw_batch("train", rng, self.packer, self.patches, self.questions)
+            yield self.draw("train", rng, self.packer, self.patches, self.questions)
             step += 1

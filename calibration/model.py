@@ -17,6 +17,7 @@ from calibration.words import TYPED, WORDS
 
 VOCABULARY = 768
 CONTEXT = 4096
+IMAGE_TOKENS = 648  # of 504x1008 pixels; larger screenshots are to be scaled down to no more
 PAD = "<|endoftext|>"
 END = "<|user|>"  # a turn ends where the next one of the user begins
 SPECIAL = (
@@ -85,9 +86,14 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_processor(tokenizer: PreTrainedTokenizerFast) -> ImageTextProcessor:
-    """The processor of GLM-4V; its size limits leave every screen of the generator as it is."""
-    size = {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 15000}
+def make_processor(
+    tokenizer: PreTrainedTokenizerFast, image_tokens: int = IMAGE_TOKENS
+) -> ImageTextProcessor:
+    """The processor of GLM-4V, which scales larger pictures down to `image_tokens` visual tokens.
+
+    A picture counts as two frames of a video, so the limit on pixels is twice the picture's.
+    """
+    size = {"shortest_edge": 112 * 112, "longest_edge": 2 * 28 * 28 * image_tokens}
     return ImageTextProcessor(Glm4vImageProcessorPil(size=size), tokenizer, CHAT_TEMPLATE)
 
 

@@ -63,6 +63,7 @@ class Trainee(nn.Module):
         self.place_head = nn.Linear(width, 3)
         self.label_digits = nn.Linear(width, 40)
         self.answer_digits = nn.Linear(width, 40)
+        self.focus_head = nn.Linear(width, 1)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, H, W, 3] to the visual tokens [B, C, D]."""
@@ -97,12 +98,14 @@ class Trainee(nn.Module):
         place = self.place_head(cells)
         centre = (place[..., :2] + 0.5)[covered] - batch.cell_centre[covered]
         badge = F.binary_cross_entropy_with_logits(place[..., 2], batch.cell_badge)
+        focus = F.binary_cross_entropy_with_logits(self.focus_head(cells)[..., 0], batch.cell_focus)
         right = (words.argmax(-1) == batch.cell_word[covered]).float().mean()
         return {
             "kind": kind,
             "word": word,
             "centre": centre.abs().mean(),
             "badge": badge,
+            "focus": focus,
             "word_accuracy": right,
         }
 
@@ -141,8 +144,8 @@ class Trainee(nn.Module):
         row, at = (batch.sought != IGNORE).nonzero(as_tuple=True)
         wanted = torch.zeros(len(row), batch.ids.shape[1], dtype=torch.bool)
         found = batch.cell_word[row] == batch.sought[row, at][:, None]
-        start = int((batch.ids[0] == self.model.config.image_token_id).nonzero()[0])
-        wanted[:, start : start + found.shape[1]] = found
+        shown = batch.ids == self.model.config.image_token_id
+        wanted[shown[row]] = found.flatten()
         wanted[:, 0] = ~found.any(1)
         seek = self._miss(SEEK, batch, row, at, wanted)
         centre = (batch.cell_centre[row] * found[..., None]).sum(1) / found.sum(1, keepdim=True)
@@ -150,26 +153,21 @@ class Trainee(nn.Module):
         hidden = self.seen[FETCH]["hidden_states"][row, at]
         digits = _digit_loss(self.label_digits(hidden), thousandths)
 
-        label = torch.full((len(batch.ids), int(batch.segment.max()) + 1), -1)
-        label[row, batch.segment[row, at]] = at
-        places = torch.full((*label.shape, 2), -1)
-        places[row, batch.segment[row, at]] = thousandths
-        row, at = (batch.labels != IGNORE).nonzero(as_tuple=True)
-        target = label[row, batch.segment[row, at]]
-        row, at, target = (x[target >= 0] for x in (row, at, target))
+        places = torch.full((*batch.ids.shape, 2), -1)
+        places[row, at] = thousandths
+        row, at = (batch.fetched >= 0).nonzero(as_tuple=True)
+        target = batch.fetched[row, at]
         wanted = F.one_hot(target, batch.ids.shape[1]).bool()
         hidden = self.seen[FETCH + 1]["hidden_states"][row, at]
-        places = places[row, batch.segment[row, at]]
-        digits = digits + _digit_loss(self.answer_digits(hidden), places)
+        digits = digits + _digit_loss(self.answer_digits(hidden), places[row, target])
         return {"seek": seek, "fetch": self._miss(FETCH, batch, row, at, wanted), "digits": digits}
 
     def answer(self, cells: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Logits [tokens, vocabulary] at the labelled positions of the packed sequences."""
         language = self.model.model.language_model
         embedded = language.embed_tokens(batch.ids)
-        start = int((batch.ids[0] == self.model.config.image_token_id).nonzero()[0])
-        stop = start + cells.shape[1]
-        embedded = torch.cat((embedded[:, :start], cells, embedded[:, stop:]), dim=1)
+        shown = batch.ids == self.model.config.image_token_id
+        embedded = embedded.masked_scatter(shown[..., None], cells)
         mask = visible(batch.segment)
         # the outputs are those of the decoder's layers; a 4D mask is taken as it is
         hidden = language(

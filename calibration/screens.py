@@ -5,17 +5,17 @@ Pillow and its FreeType are the same. Lines of text stand on a grid of 14 pixels
 multiples of 7, as in a design system with a baseline grid; patches of 14 pixels read that best.
 """
 
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from random import Random
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from calibration.layouts import GRID, STATUS_BAR, TITLE_BAR, Layout
+from calibration.pen import Colour, Pen
 from calibration.words import APPS, LABELS, ROWS, TITLES
 
 Box = tuple[int, int, int, int]
-Colour = tuple[int, int, int]
 
 HALF = GRID // 2
 APP_HEIGHT = 4 * GRID
@@ -57,6 +57,24 @@ class Element:
     label: str
     box: Box
     badge: tuple[int, int] | None = None  # the centre of its notification badge, if it has one
+    focused: bool = False  # a field that takes what is typed
+    text: str = ""  # what was typed into a field; it stands where the label did
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is decided about a screen beforehand; the rest is chance.
+
+    scale: pixels of the picture a pixel of the layout; text is drawn at that size, not enlarged.
+    title, theme: None leaves them to chance. focus: the label of the field with the cursor.
+    typed: the text in a field, by the field's label.
+    """
+
+    scale: float = 1.0
+    title: str | None = None
+    theme: Theme | None = None
+    focus: str | None = None
+    typed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,39 +91,52 @@ class Screen:
     def badges(self) -> int:
         return sum(element.badge is not None for element in self.elements)
 
+    def on(self, image: Image.Image, across: float, down: float) -> "Screen":
+        """This screen on `image`, its boxes stretched by these factors."""
 
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
-    return font
+        def box(b: Box) -> Box:
+            return (
+                round(b[0] * across),
+                round(b[1] * down),
+                round(b[2] * across),
+                round(b[3] * down),
+            )
+
+        def point(p: tuple[int, int] | None) -> tuple[int, int] | None:
+            return p and (round(p[0] * across), round(p[1] * down))
+
+        elements = tuple(replace(e, box=box(e.box), badge=point(e.badge)) for e in self.elements)
+        return replace(self, image=image, title_box=box(self.title_box), elements=elements)
 
 
 class _Canvas:
     """A picture in the making: what has been drawn on it and the elements found so far."""
 
-    def __init__(self, layout: Layout, rng: Random):
-        self.layout, self.rng = layout, rng
-        self.theme = rng.choice(LIGHT if rng.random() < 0.6 else DARK)
-        self.image = Image.new("RGB", (layout.width, layout.height), self.theme.background)
-        self.draw = ImageDraw.Draw(self.image)
+    def __init__(self, layout: Layout, rng: Random, look: Look):
+        self.layout, self.rng, self.look = layout, rng, look
+        theme = rng.choice(LIGHT if rng.random() < 0.6 else DARK)
+        self.theme = look.theme or theme
+        size = round(layout.width * look.scale), round(layout.height * look.scale)
+        self.image = Image.new("RGB", size, self.theme.background)
+        self.draw = Pen(self.image, look.scale)
         self.elements: list[Element] = []
-        self.title = rng.choice(TITLES)
+        title = rng.choice(TITLES)
+        self.title = look.title or title
         self.badges_left = rng.choice((0, 1, 1, 2, 2, 3, 3, 4))
 
     def text(
         self, x: float, y: float, text: str, size: int, fill: Colour, anchor: str = "m"
-    ) -> None:
-        """Writes around x ("m") or from x on ("l"), vertically centred on y; x is snapped."""
-        if anchor == "m":
-            x -= _font(size).getlength(text) / 2
-        left = round(x / HALF) * HALF
-        self.draw.text((left, y), text, fill=fill, font=_font(size), anchor="lm")
+    ) -> float:
+        """Writes around x ("m") or from x on ("l"), vertically centred on y; x is snapped.
+
+        Returns the x at which the text ends.
+        """
+        return self.draw.text(x, y, text, size, fill, anchor, HALF)
 
     def badge(self, x: int, y: int) -> tuple[int, int]:
         self.draw.ellipse((x - 6, y - 6, x + 6, y + 6), fill=BADGE)
         digit = str(self.rng.randint(1, 9))
-        self.draw.text((x, y), digit, (255, 255, 255), _font(10), anchor="mm")
+        self.draw.text(x, y, digit, 10, (255, 255, 255), "m")
         return x, y
 
     def pick_badges(self, count: int) -> set[int]:
@@ -178,9 +209,16 @@ class _Canvas:
     def field(self, label: str, box: Box) -> None:
         x0, y0, x1, y1 = box
         frame = (x0 + 1, y0 + 3, x1 - 2, y1 - 4)
-        self.draw.rectangle(frame, fill=self.theme.panel, outline=self.theme.faint)
-        self.text(x0 + 7, (y0 + y1) // 2, label, 13, self.theme.text, "l")
-        self.elements.append(Element("field", label, box))
+        focused, typed = label == self.look.focus, self.look.typed.get(label, "")
+        outline, width = (self.theme.accent, 3) if focused else (self.theme.faint, 1)
+        self.draw.rectangle(frame, fill=self.theme.panel, outline=outline, width=width)
+        middle, shown = (y0 + y1) // 2, typed or label
+        cursor = self.text(x0 + 7, middle, shown, 13, self.theme.text, "l") + 2
+        if focused:
+            self.draw.line(
+                (cursor, middle - 9, cursor, middle + 8), fill=self.theme.accent, width=2
+            )
+        self.elements.append(Element("field", label, box, None, focused, typed))
 
     def row(self, label: str, box: Box, badge: bool) -> None:
         x0, y0, x1, y1 = box
@@ -241,6 +279,10 @@ def _buttons(canvas: _Canvas, labels: list[str], box: Box, columns: int) -> int:
     return y
 
 
+def _button_labels(canvas: _Canvas) -> list[str]:
+    return [label for label in LABELS["button"] if label != canvas.title]
+
+
 def _form(canvas: _Canvas, top: int) -> None:
     layout, rng = canvas.layout, canvas.rng
     left, right = layout.margin, layout.width - layout.margin
@@ -250,8 +292,8 @@ def _form(canvas: _Canvas, top: int) -> None:
         y += LINE
     y += rng.choice((0, GRID)) if y + LINE + GRID <= layout.height else 0
     lines = 1 if y + 2 * LINE > layout.height else rng.choice((1, 2))
-    count = min(layout.columns * lines, len(LABELS["button"]))
-    labels = rng.sample(LABELS["button"], count)
+    choice = _button_labels(canvas)
+    labels = rng.sample(choice, min(layout.columns * lines, len(choice)))
     _buttons(canvas, labels, (left, y, right, layout.height), layout.columns)
 
 
@@ -272,15 +314,16 @@ def _dialog(canvas: _Canvas) -> Box:
         stop = left + 9 + round((right - left - 18) * end)
         canvas.draw.line((left + 9, y, stop, y), fill=canvas.theme.faint, width=3)
         y += 9
-    labels = rng.sample(LABELS["button"], count)
+    labels = rng.sample(_button_labels(canvas), count)
     y = top + TITLE_BAR + GRID
     _buttons(canvas, labels, (left + 7, y, right - 7, layout.height), columns)
     return title_box
 
 
-def draw(layout: Layout, rng: Random) -> Screen:
-    """Draws one screen of `layout`; all that the layout leaves open comes from `rng`."""
-    canvas = _Canvas(layout, rng)
+def draw(layout: Layout, rng: Random, look: Look | None = None) -> Screen:
+    """Draws one screen of `layout`; all that layout and look leave open comes from `rng`."""
+    look = look or Look()
+    canvas = _Canvas(layout, rng, look)
     canvas.status_bar()
     if layout.family == "dialog":
         title_box = _dialog(canvas)
@@ -288,4 +331,5 @@ def draw(layout: Layout, rng: Random) -> Screen:
         title_box = canvas.title_bar(STATUS_BAR, layout.margin, layout.width - layout.margin)
         body = {"home": _grid, "list": _list, "form": _form}[layout.family]
         body(canvas, STATUS_BAR + TITLE_BAR)
-    return Screen(layout, canvas.image, canvas.title, title_box, tuple(canvas.elements))
+    screen = Screen(layout, canvas.image, canvas.title, title_box, tuple(canvas.elements))
+    return screen.on(canvas.image, look.scale, look.scale)

@@ -32,13 +32,17 @@ _TAP = re.compile(r'do\(action="Tap", element=\[(\d{1,3}),(\d{1,3})\]\)')
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one screen. box: pixels x0, y0, x1, y1 of the element to tap, or None."""
+    """One question about one screen. box: pixels x0, y0, x1, y1 of the element to tap, or None.
+
+    about: of the labels that the prompt names, the one that the answer follows from, if any.
+    """
 
     image: Image.Image
     prompt: str
     answer: str
     kind: str
     box: Box | None = None
+    about: str | None = None
 
 
 def tap(box: Box, size: tuple[int, int]) -> str:

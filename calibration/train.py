@@ -1,26 +1,31 @@
 """The command `python -m calibration.train`: trains the reference checkpoint on two CPU cores.
 
 First the vision encoder alone learns to read cells (dense targets, cheap steps), then all of the
-model learns to answer while the encoder goes on reading, last the decoder alone. Everything
-follows from the seed and the step, so a run can stop and resume from its state file at any time.
+model learns to answer while the encoder goes on reading, last the decoder alone. A run that starts
+from a checkpoint does the same with agents' conversations and larger screens among the questions.
+Everything follows from the seed and the step, so a run can stop and resume from its state file at
+any time.
 """
 
 import argparse
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from random import Random
 
 import torch
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import Glm4vForConditionalGeneration
 
-from calibration.batches import IGNORE, Batch, Batches, Packer, draw_batch
+from calibration.batches import IGNORE, Batch, Batches, DrawBatch, Packer, draw_batch
+from calibration.conversations import draw_mixed_batch
 from calibration.model import make_config, make_model, make_processor, make_tokenizer, save
+from calibration.muon import Muon
 from calibration.network import Trainee, answer_loss
 from calibration.processor import ImageTextProcessor
-from calibration.tasks import KINDS, is_correct
+from calibration.tasks import is_correct
 
 REFERENCE = Path(__file__).parent / "reference"
 WARMUP = 40
@@ -33,6 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--output", type=Path, default=REFERENCE, help="folder of the checkpoint")
     add("--state", type=Path, required=True, help="file to save training to and resume from")
+    add("--initial", type=Path, help="checkpoint to go on from, with agents' conversations")
     add("--vision-steps", type=int, default=440, help="steps of the encoder alone")
     add("--freeze-from", type=int, default=750, help="step from which the encoder is left alone")
     add("--steps", type=int, default=1640, help="steps in all")
@@ -46,18 +52,24 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_optimizers(trainee: Trainee, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside of blocks, AdamW for embeddings, heads, convolutions, norms."""
+def make_optimizers(trainee: Trainee, rate: float, single: bool) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside of blocks, AdamW for embeddings, heads, convolutions, norms.
+
+    single: Muon in float32, not as in torch in bfloat16, which takes five times as long as the rest
+        of a step where the CPU has no such arithmetic.
+    """
     matrices, others = [], []
     for name, parameter in trainee.named_parameters():
         inner = ".layers." in name or ".blocks." in name or ".merger." in name
         (matrices if inner and parameter.ndim == 2 else others).append(parameter)
-    muon = torch.optim.Muon(
-        matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", ns_steps=4
+    muon: torch.optim.Optimizer = (
+        Muon(matrices, rate)
+        if single
+        else torch.optim.Muon(
+            matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", ns_steps=4
+        )
     )
-    adamw = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
-    optimizers: list[torch.optim.Optimizer] = [muon, adamw]
-    return optimizers
+    return [muon, torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)]
 
 
 def rate_at(step: int, arguments: argparse.Namespace) -> float:
@@ -88,11 +100,11 @@ def teacher_forced(logits: torch.Tensor, batch: Batch, packer: Packer) -> dict[s
 
 
 @torch.no_grad()
-def validate(trainee: Trainee, packer: Packer, answering: bool) -> str:
+def validate(trainee: Trainee, packer: Packer, answering: bool, draw: DrawBatch) -> str:
     """Accuracy on a fixed slice of the calibration split, as one line."""
-    words, scores = [], {kind: Counter() for kind in KINDS}
-    for i in range(4):
-        batch = draw_batch("calibration", Random(f"validate/{i}"), packer, 288 * 16, 8)
+    words, scores = [], defaultdict(Counter)
+    for i in range(4 if draw is draw_batch else 8):
+        batch = draw("calibration", Random(f"validate/{i}"), packer, 288 * 16, 8)
         cells = trainee.encode(batch.images)
         words.append(trainee.read_cells(cells, batch)["word_accuracy"])
         if answering:
@@ -117,8 +129,12 @@ class Run:
         model: Glm4vForConditionalGeneration = make_model(
             make_config(tokenizer), tokenizer, arguments.seed
         )
+        if arguments.initial is not None:
+            model.load_state_dict(load_file(arguments.initial / "model.safetensors"))
         self.trainee = Trainee(model)
-        self.optimizers = make_optimizers(self.trainee, arguments.rate)
+        self.optimizers = make_optimizers(
+            self.trainee, arguments.rate, single=arguments.initial is not None
+        )
         self.average = {k: v.clone() for k, v in self.trainee.state_dict().items()}
         self.step = 0
 
@@ -155,11 +171,14 @@ class Run:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.arguments.rate * factor
+        conversing = self.arguments.initial is not None
         frozen = self.step >= self.arguments.freeze_from
         with torch.set_grad_enabled(not frozen):
             cells = self.trainee.encode(batch.images)
             read = self.trainee.read_cells(cells, batch)
         loss = read["kind"] + read["word"] + 5 * read["centre"] + 2 * read["badge"]
+        if conversing:
+            loss = loss + 2 * read["focus"]
         if self.step >= self.arguments.vision_steps:
             read["answer"] = answer_loss(self.trainee.answer(cells, batch), batch)
             read |= (sought := self.trainee.seek(batch))
@@ -198,7 +217,10 @@ def main() -> None:
     run = Run(arguments)
     run.load()
     log(json.dumps({k: str(v) for k, v in vars(arguments).items()}))
-    batches = Batches(run.packer, arguments.patches, arguments.questions, run.step, arguments.seed)
+    draw = draw_batch if arguments.initial is None else draw_mixed_batch
+    batches = Batches(
+        run.packer, arguments.patches, arguments.questions, run.step, arguments.seed, draw
+    )
     loader = iter(DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4))
     saved = time.monotonic()
     while run.step < arguments.steps:
@@ -210,13 +232,13 @@ def main() -> None:
         if run.step % EVALUATE_EVERY == 0:
             with run.averaged():
                 answering = run.step > arguments.vision_steps
-                log(validate(run.trainee, run.packer, answering))
+                log(validate(run.trainee, run.packer, answering, draw))
         if time.monotonic() - saved > SAVE_SECONDS:
             run.save()
             saved = time.monotonic()
     run.save()
     with run.averaged():
-        log(validate(run.trainee, run.packer, answering=True))
+        log(validate(run.trainee, run.packer, True, draw))
 
 
 if __name__ == "__main__":

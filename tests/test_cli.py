@@ -67,7 +67,7 @@ def test_inspect_names_family_files_and_parity(engine: Path) -> None:
     assert json.loads(invoke("inspect", engine, "--json").output)["precision"] == "fp32"
 
 
-@pytest.mark.parametrize("command", ["compile", "run", "bench", "inspect"])
+@pytest.mark.parametrize("command", ["compile", "run", "serve", "bench", "inspect"])
 def test_every_command_has_help(command: str) -> None:
     result = invoke(command, "--help")
     assert result.exit_code == 0

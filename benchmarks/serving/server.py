@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -106,24 +107,28 @@ def served(engine: Path, *options: str) -> Iterator[Server]:
         process.wait(60)
 
 
-def stream(server: Server, body: dict[str, Any]) -> Answer:
-    """Ask for a streamed chat completion and note when its pieces arrive."""
+def stream(server: Server, body: dict[str, Any], stop: threading.Event | None = None) -> Answer:
+    """Ask for a streamed chat completion and note when its pieces arrive.
+
+    stop: once it is set, the connection is closed at the next piece.
+    """
     wanted = {**body, "stream": True, "stream_options": {"include_usage": True}}
-    return stream_bytes(server, json.dumps(wanted).encode())
-
-
-def stream_bytes(server: Server, body: bytes) -> Answer:
     connection = server.connect()
     try:
         began = time.perf_counter()
         connection.request(
-            "POST", "/v1/chat/completions", body, {"Content-Type": "application/json"}
+            "POST",
+            "/v1/chat/completions",
+            json.dumps(wanted).encode(),
+            {"Content-Type": "application/json"},
         )
         response = connection.getresponse()
         if response.status != 200:
             raise RuntimeError(f"status {response.status}: {response.read()[:300]!r}")
         text, times, usage, reason = "", [], {}, None
         for line in response:
+            if stop is not None and stop.is_set():
+                break
             if not line.startswith(b"data: {"):
                 continue
             chunk = json.loads(line[6:])

@@ -59,7 +59,7 @@ def _slo(text: str) -> dict[str, float]:
     found = dict(re.findall(r"(ttft|tpot|e2e)=(\d+(?:\.\d+)?)(?:,|$)", text))
     if ",".join(f"{name}={value}" for name, value in found.items()) != text:
         raise click.BadParameter(
-            f"{text!r}: milliseconds of ttft, tpot or e2e were expected, such as ttft=2000,tpot=100."
+            f"{text!r}: milliseconds of ttft, tpot or e2e were expected, as in ttft=2000,tpot=100."
         )
     return {name: float(value) for name, value in found.items()}
 

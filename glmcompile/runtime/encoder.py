@@ -18,10 +18,6 @@ from glmcompile.config import ModelConfig
 from glmcompile.families import Family
 from glmcompile.runtime.image_processor import ProcessedImage
 
-# Of 19. The encoder's threads take what decoding leaves: the decoder's threads wait for one another
-# many times a step, and each time the encoder had a core they would wait for it, too.
-_NICENESS = 19
-
 
 @dataclass(frozen=True)
 class Encoded:
@@ -176,6 +172,11 @@ class EncoderCache:
 
 
 def _lower_priority() -> None:
-    """Of the calling thread and of those it starts; only Linux has a priority for each thread."""
-    if hasattr(os, "sched_getaffinity"):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    """Of the calling thread and of those it starts: they take the cores that nobody else wants.
+
+    The decoder's threads wait for one another many times a step, and each time the encoder had a
+    core they would wait for it, too. Linux alone has a policy for each thread, and one by which it
+    gives way at once (SCHED_IDLE, sched(7)); with a nice value it keeps its time slice first.
+    """
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))

@@ -18,7 +18,7 @@ from glmcompile.errors import ClosedError, InputError
 from glmcompile.families import supported
 from glmcompile.runtime.core import EngineCore
 from glmcompile.runtime.faults import Faults
-from glmcompile.runtime.grammar import GrammarCompiler
+from glmcompile.runtime.grammar_compiler import GrammarCompiler
 from glmcompile.runtime.input_processor import InputProcessor, Prompt
 from glmcompile.runtime.loop import EngineLoop
 from glmcompile.runtime.media import OWN, InputPolicy
@@ -62,9 +62,7 @@ class Engine:
         self.num_blocks, self.cache_bytes = core.blocks.num_blocks, core.runner.cache_bytes
         Faults.parse(options.faults).inject(core.runner, core.encoder, self._inputs)
         self._core: EngineCore | None = core  # from here on for its constants alone
-        self._loop: EngineLoop = EngineLoop(
-            core, options.max_sequences + options.max_queue, self._probe, observer
-        )
+        self._loop: EngineLoop = EngineLoop(core, options.capacity, self._probe, observer)
         self._loop.start()
 
     @property
@@ -131,6 +129,11 @@ class Engine:
         """Queue a prepared request and return its id, see EngineLoop.submit."""
         self._opened()
         return self._loop.submit(request, deliver)
+
+    def check_room(self) -> None:
+        """Raises what `submit` would raise now, before anything is put into preparing a request."""
+        self._opened()
+        self._loop.check_room()
 
     def cancel(self, id: int) -> None:
         """End a request at the next step, with what it has; finished ids are ignored."""

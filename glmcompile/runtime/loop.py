@@ -67,14 +67,7 @@ class EngineLoop:
         Raises OverloadedError when too many requests are unfinished, ClosedError after `drain`.
         """
         with self._lock:
-            if not self._open:
-                raise ClosedError("the engine is closing and takes no further requests")
-            if self._unfinished >= self._capacity:
-                raise OverloadedError(
-                    f"{self._unfinished} requests are unfinished and no more than "
-                    f"{self._capacity} may be; try again later",
-                    self._retry_after(),
-                )
+            self._check_room()
             self._unfinished += 1
         request.sequence.id = next(self._ids)
 
@@ -84,6 +77,11 @@ class EngineLoop:
 
         self._mailbox.put(add)
         return request.sequence.id
+
+    def check_room(self) -> None:
+        """Raises what `submit` would raise now."""
+        with self._lock:
+            self._check_room()
 
     def cancel(self, id: int) -> None:
         """End a request before the next step, with what it has; finished ids are ignored."""
@@ -168,24 +166,32 @@ class EngineLoop:
 
     def _receive(self) -> None:
         """Do what the mailbox asks for; wait for it when there is nothing else to do."""
+        busy = self._core.has_work and not self._core.is_blocked
+        unwell = not self._core.has_work and not self._core.healthy
         try:
-            if self._core.has_work and not self._core.is_blocked:
-                message = self._mailbox.get_nowait()
-            elif self._core.healthy or self._core.has_work:
-                message = self._mailbox.get()
-            else:
-                message = self._mailbox.get(timeout=_PROBE_SECONDS)
-            while True:
-                try:
-                    message()
-                except Exception:  # whoever sent it, the thread has to go on
-                    _log.exception("a message to the engine failed")
-                message = self._mailbox.get_nowait()
+            message = self._mailbox.get(not busy, _PROBE_SECONDS if unwell else None)
         except queue.Empty:
-            if not self._core.has_work and not self._core.healthy:
-                request = self._probe()
-                request.sequence.id = next(self._ids)
-                self._core.add(request)
+            if unwell:
+                self._try_itself()
+            return
+        while True:
+            try:
+                message()
+            except Exception:  # whoever sent it, the thread has to go on
+                _log.exception("a message to the engine failed")
+            try:
+                message = self._mailbox.get_nowait()
+            except queue.Empty:
+                return
+
+    def _try_itself(self) -> None:
+        """Compute something that nobody asked for, to see whether it works again."""
+        try:
+            request = self._probe()
+        except ClosedError:
+            return
+        request.sequence.id = next(self._ids)
+        self._core.add(request)
 
     def _observe(self, step: tuple[int, float]) -> None:
         if self._observer is not None and step[0]:
@@ -213,6 +219,17 @@ class EngineLoop:
                 self._finished_at += [time.monotonic()] * finished
                 del self._finished_at[:-16]
                 self._idle.notify_all()
+
+    def _check_room(self) -> None:
+        """With the lock held."""
+        if not self._open:
+            raise ClosedError("the engine is closing and takes no further requests")
+        if self._unfinished >= self._capacity:
+            raise OverloadedError(
+                f"{self._unfinished} requests are unfinished and no more than "
+                f"{self._capacity} may be; try again later",
+                self._retry_after(),
+            )
 
     def _retry_after(self) -> float:
         """Seconds in which about one request finishes, by those that finished last."""

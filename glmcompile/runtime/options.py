@@ -57,6 +57,11 @@ class EngineOptions:
                 raise InputError(f"no engine option {name!r}; there are {', '.join(known)}")
         return cls(**options)
 
+    @property
+    def capacity(self) -> int:
+        """Requests that may be unfinished at once, waiting ones included."""
+        return self.max_sequences + self.max_queue
+
     def context_length(self, model: ModelConfig) -> int:
         """Tokens of a prompt and its answer. Raises InputError for more than the model has."""
         if self.max_model_len is not None and self.max_model_len > model.context_length:

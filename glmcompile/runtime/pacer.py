@@ -8,11 +8,14 @@ here the bound is a time, as a multiple of a step that only decodes, and the chu
 from __future__ import annotations
 
 # A step with prefill, or with a pause for the encoder after it, takes this many times one without.
-STRETCH = 1.8
+STRETCH = 2.0
+# Or this many seconds, where that is longer: 50 tokens a second are faster than anybody reads.
+COMFORT = 0.02
 # Seconds of a step without decodes: what a new request, or a cancelled one, may have to wait.
 LONGEST_STEP = 0.5
-# Tokens; below it prefill would read all weights for next to nothing.
-MIN_PREFILL = 16
+# Tokens of prefill in a step, at the least, and until their cost is known.
+MIN_PREFILL = 4
+FIRST_PREFILL = 16
 # Steps with prefill after which one without it is made, to see how long that takes by now.
 _LOOK_AGAIN = 64
 _WEIGHT = 0.2  # of the newest figure in an average
@@ -23,8 +26,9 @@ class Pacer:
 
     def __init__(self) -> None:
         self._decode: float | None = None  # seconds of a step that only decodes
-        self._prefill: float | None = None  # seconds per token of a step that only prefills
-        self._beside = 4.0 * MIN_PREFILL  # tokens of prefill beside decodes
+        self._prefill: float | None = None  # seconds a token of a step that only prefills
+        self._beside: float | None = None  # seconds a token of prefill adds to a step that decodes
+        self._tried = FIRST_PREFILL  # tokens of prefill of the last such step
         self._mixed_steps = 0
 
     def prefill_tokens(self, decoding: bool) -> int | None:
@@ -32,7 +36,11 @@ class Pacer:
         if decoding:
             if self._decode is None or self._mixed_steps >= _LOOK_AGAIN:
                 return 0
-            return int(self._beside)
+            room, cost = self._gap(self._decode) - self._decode, self._beside or self._prefill
+            if cost is None:
+                return FIRST_PREFILL
+            # Tokens may ride along for nothing, as where weights come from memory, up to a point.
+            return max(MIN_PREFILL, min(int(room / cost), 2 * self._tried))
         if self._prefill is None:
             return None
         return max(MIN_PREFILL, int(LONGEST_STEP / self._prefill))
@@ -44,7 +52,7 @@ class Pacer:
         """
         if not decoding or self._decode is None:
             return seconds / 4
-        return max(STRETCH * self._decode - seconds, self._decode / 4)
+        return max(self._gap(self._decode) - seconds, self._decode / 4)
 
     def observe(self, decode_tokens: int, prefill_tokens: int, seconds: float) -> None:
         """A step of so many tokens took `seconds`."""
@@ -52,16 +60,20 @@ class Pacer:
             self._decode = _average(self._decode, seconds)
             self._mixed_steps = 0
         elif not decode_tokens:
-            # The first tokens of a short step cost most; they say little of a long one.
-            if prefill_tokens >= MIN_PREFILL:
+            # The first tokens of a step cost most; a short one says little of a long one.
+            if prefill_tokens >= FIRST_PREFILL:
                 self._prefill = _average(self._prefill, seconds / prefill_tokens)
         else:
             self._mixed_steps += 1
             if self._decode is not None:
-                change = STRETCH * self._decode / seconds
-                if change < 1 or prefill_tokens >= int(self._beside):
-                    self._beside *= min(max(change, 0.5), 1.25)
-                    self._beside = max(self._beside, float(MIN_PREFILL))
+                self._tried = prefill_tokens
+                added = max(seconds - self._decode, self._decode / 64)
+                self._beside = _average(self._beside, added / prefill_tokens)
+
+    @staticmethod
+    def _gap(decode: float) -> float:
+        """Seconds from one token to the next that are allowed."""
+        return max(STRETCH * decode, COMFORT)
 
 
 def _average(old: float | None, new: float) -> float:

@@ -123,7 +123,7 @@ class PromptBuilder:
             raise InputError(f"messages: expected a list, not {type(messages).__name__}")
         if not messages:
             raise InputError("messages is empty; give at least one message")
-        given = iter([ImageSource(image, f"images[{i}]") for i, image in enumerate(images)])
+        given = iter([_named(image, f"images[{i}]") for i, image in enumerate(images)])
         sources: list[ImageSource] = []
         result: list[dict[str, Any]] = []
         for index, message in enumerate(messages):
@@ -225,8 +225,13 @@ class PromptBuilder:
                 source = next(given, None)
             if source is None:
                 raise InputError(f"{where}: an image part without an image, and none is left")
-        sources.append(source if isinstance(source, ImageSource) else ImageSource(source, where))
+        sources.append(_named(source, where))
         return {"type": "image"}
+
+
+def _named(image: Any, where: str) -> ImageSource:
+    """An image with its place in the request, unless it has one already."""
+    return image if isinstance(image, ImageSource) else ImageSource(image, where)
 
 
 def _check_tools(tools: Any) -> None:

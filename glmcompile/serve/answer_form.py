@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from glmcompile.errors import InputError
 from glmcompile.runtime.grammar import Grammar
+from glmcompile.runtime.input_processor import Prompt
 from glmcompile.runtime.prompt import PromptBuilder
 from glmcompile.serve.protocol.structured import one_grammar
 from glmcompile.serve.reasoning import ReasoningFormat, ReasoningParser, reasoning_format
@@ -15,8 +16,7 @@ from glmcompile.serve.tool_formats import ToolCall, ToolFormat, tool_format
 from glmcompile.serve.tools import Tool, ToolParser, tool_grammar, tool_parameters
 
 
-@dataclass(frozen=True)
-class AnswerParts:
+class AnswerParts(NamedTuple):
     """What a piece of text, or all of it, adds to an answer."""
 
     reasoning: str = ""
@@ -74,7 +74,8 @@ class AnswerParser:
 
     def add(self, text: str, *, last: bool = False) -> AnswerParts:
         """Take a piece. last: nothing follows it, so that nothing is held back any more."""
-        reasoning, content, calls = "", text, []
+        reasoning, content = "", text
+        calls: list[ToolCall] = []
         if self._thinking is not None:
             reasoning, content = self._thinking.add(text)
             if last:
@@ -105,35 +106,27 @@ class AnswerForms:
 
     def of(
         self,
+        prompt: Prompt,
         *,
         grammar: Grammar | None,
         include_reasoning: bool | None,
-        template_options: Mapping[str, Any] | None,
         tools: Sequence[Tool] | None,
         tool_choice: Any,
         parallel: bool,
     ) -> AnswerForm:
-        """The form of one request's answers.
+        """The form of one request's answers. prompt: a chat.
 
         include_reasoning: True gives thinking out apart, False drops it, None is the server's rule.
         Raises InputError for tools that this model cannot be told of, and for forms that collide.
         """
         form = AnswerForm(grammar=grammar, shows_reasoning=include_reasoning is not False)
-        opened = self._reasoning is not None and self._is_opened(self._reasoning, template_options)
         if include_reasoning is not None or self._split_reasoning:
-            form = replace(form, reasoning=self._reasoning, opened=opened)
+            form = replace(form, reasoning=self._reasoning)
         if tools:
             form = self._with_tools(form, tools, tool_choice, parallel)
         elif tool_choice not in (None, "none", "auto"):
             raise InputError("tool_choice asks for a call, but `tools` has none")
-        if form.grammar is not None and self._reasoning is not None and (form.reasoning or opened):
-            # The form is that of the answer proper, which the thinking precedes.
-            marks = self._reasoning
-            after = replace(
-                form.grammar, after=marks.end, opened_by=None if opened else marks.begin
-            )
-            form = replace(form, grammar=after)
-        return form
+        return self._after_thinking(form, prompt)
 
     def _with_tools(
         self, form: AnswerForm, tools: Sequence[Tool], choice: Any, parallel: bool
@@ -157,8 +150,17 @@ class AnswerForms:
             parallel=parallel,
         )
 
-    def _is_opened(
-        self, reasoning: ReasoningFormat, template_options: Mapping[str, Any] | None
-    ) -> bool:
-        turn = [self._prompts.user_message("")]
-        return reasoning.opened_by(self._prompts.render(turn, options=template_options))
+    def _after_thinking(self, form: AnswerForm, prompt: Prompt) -> AnswerForm:
+        """The form, told whether the prompt opens the thinking, after which its grammar begins."""
+        marks = self._reasoning
+        if marks is None or (form.reasoning is None and form.grammar is None):
+            return form
+        messages, _ = self._prompts.split_images(prompt.messages or ())
+        opened = marks.opened_by(
+            self._prompts.render(messages, tools=prompt.tools, options=prompt.template_options)
+        )
+        form = replace(form, opened=opened)
+        if form.grammar is None or not (form.reasoning or opened):
+            return form
+        begin = None if opened else marks.begin
+        return replace(form, grammar=replace(form.grammar, after=marks.end, opened_by=begin))

@@ -32,8 +32,6 @@ def create_app(
         title="glmcompile",
         docs_url=None,  # the pages load their scripts from elsewhere
         redoc_url=None,
-        max_body_size=settings.max_body,
-        telemetry={"tracing": False},
     )
     app.state.service = Service(engine, settings)
     app.state.metrics = metrics

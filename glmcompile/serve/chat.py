@@ -40,7 +40,7 @@ class ChatAnswer:
     ) -> None:
         """form: of the answers. texts: of the engine's vocabulary."""
         self._body, self._form, self._texts = body, form, texts
-        self._shared = {"id": id, "created": created, "model": model}
+        self._shared: dict[str, Any] = {"id": id, "created": created, "model": model}
 
     def whole(self, completions: Sequence[Completion]) -> ChatCompletion:
         """completions: the answers in their order."""
@@ -141,7 +141,7 @@ def token_logprobs(tokens: Sequence[Sampled], texts: TokenTexts) -> ChoiceLogpro
     """Chosen tokens in OpenAI's form, each with the most likely ones."""
 
     def named(id: int, logprob: float | None) -> dict[str, Any]:
-        bytes = texts.bytes(id)
+        bytes = texts.encoded(id)
         return {"token": texts.text(id), "logprob": shown_logprob(logprob), "bytes": list(bytes)}
 
     return ChoiceLogprobs(

@@ -27,7 +27,7 @@ class TextAnswer:
     ) -> None:
         """texts: of the engine's vocabulary."""
         self._body = body
-        self._shared = {"id": id, "created": created, "model": model}
+        self._shared: dict[str, Any] = {"id": id, "created": created, "model": model}
         self._writers = [
             _ChoiceWriter(
                 place * body.n + number,

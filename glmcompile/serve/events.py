@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 
@@ -33,6 +34,10 @@ class EventStream(Response):
         self._exchange, self._events = exchange, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # As a task of its own: each wait would else pass through every layer around the routes.
+        await asyncio.create_task(self._send_events(scope, receive, send))
+
+    async def _send_events(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
         try:
             async for event in self._events:
@@ -87,7 +92,7 @@ async def chunks(
         if item.output.error is not None:
             raise item.output.error
         completion_tokens += len(item.output.token_ids)
-        choice = writers[item.index].next(item.output)
+        choice = writers[item.answer].next(item.output)
         if choice is None:
             continue
         if options.continuous_usage_stats:
@@ -100,6 +105,6 @@ async def chunks(
         else:
             yield begin + to_json(choice) + b"]}\n\n"
     if options.include_usage and exchange.finished:
-        counts = token_usage(exchange.usages, per_prompt)
-        yield begin + b'],"usage":' + to_json(counts) + b"}\n\n"
+        usage = token_usage(exchange.usages, per_prompt)
+        yield begin + b'],"usage":' + to_json(usage) + b"}\n\n"
     yield DONE

@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from starlette.types import Receive
 
@@ -23,11 +24,10 @@ class ClientGoneError(Exception):
     """The client closed the connection before it had an answer."""
 
 
-@dataclass(frozen=True)
-class Indexed:
+class Indexed(NamedTuple):
     """What one step, or several that were not collected in time, gave one answer."""
 
-    index: int
+    answer: int
     output: RequestOutput
 
 
@@ -85,13 +85,13 @@ class Exchange:
             self._woken = False  # before the deque is read, so that what comes later wakes again
             for item in self._collect():
                 if item.output.finished:
-                    self._ids.pop(item.index, None)
+                    self._ids.pop(item.answer, None)
                 if item.output.completion is not None:
-                    self.finished[item.index] = item.output.completion
+                    self.finished[item.answer] = item.output.completion
                 if item.output.error is not None:
                     self.error = item.output.error
                 if not self.gone:
-                    for index, request in self._siblings.pop(item.index, ()):
+                    for index, request in self._siblings.pop(item.answer, ()):
                         self._submit(index, request)
                 yield item
 
@@ -130,7 +130,8 @@ class Exchange:
         if not (streamed or output.finished):
             return
         self._outputs.append(Indexed(index, output))
-        if not self._woken:
+        # Without text there is nothing to show: the next output takes it along.
+        if not self._woken and (output.text or output.finished):
             self._woken = True
             # A loop that has ended wants no outputs any more.
             with contextlib.suppress(RuntimeError):
@@ -140,9 +141,8 @@ class Exchange:
         """All that has come, what belongs to one answer joined."""
         joined: dict[int, RequestOutput] = {}
         while self._outputs:
-            item = self._outputs.popleft()
-            earlier = joined.get(item.index)
-            joined[item.index] = item.output if earlier is None else _joined(earlier, item.output)
+            index, output = self._outputs.popleft()
+            joined[index] = _joined(joined[index], output) if index in joined else output
         return [Indexed(index, output) for index, output in joined.items()]
 
     async def _watch(self) -> None:

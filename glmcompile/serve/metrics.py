@@ -60,7 +60,7 @@ class _Histogram:
         for bound, count in zip((*self._bounds, float("inf")), list(self._counts), strict=True):
             total += count
             buckets.append(("+Inf" if bound == float("inf") else str(float(bound)), total))
-        family = HistogramMetricFamily(self.name, self.documentation, labels=labels.keys())
+        family = HistogramMetricFamily(self.name, self.documentation, labels=list(labels))
         family.add_metric(list(labels.values()), buckets, self._sum)
         return family
 

@@ -169,12 +169,12 @@ class ResponseWriter:
             }
         )
 
-    def _in_open(self, name: str, **fields: Any) -> bytes:
+    def _in_open(self, name: str, /, **fields: Any) -> bytes:
         assert self._open is not None
         where = {"output_index": self._open.place, "content_index": 0, "item_id": self._open.id}
         return self._event(name, **where, **fields)
 
-    def _event(self, name: str, **fields: Any) -> bytes:
+    def _event(self, name: str, /, **fields: Any) -> bytes:
         number, self._num_events = self._num_events, self._num_events + 1
         event = {"type": f"response.{name}", "sequence_number": number, **fields}
         return f"event: response.{name}\ndata: ".encode() + to_json(event) + b"\n\n"

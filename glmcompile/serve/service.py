@@ -29,7 +29,7 @@ class Service:
         """engine: open; whoever opened it closes it."""
         self.engine, self.settings = engine, settings
         self.texts = TokenTexts(engine.prompts.tokenizer)
-        self.preparation = Preparation(engine, settings.workers, engine.options.max_queue)
+        self.preparation = Preparation(engine, settings.workers, engine.options.capacity)
         # Engines of before have no such entry.
         self.defaults: dict[str, Any] = engine.manifest.get("sampling", {})
         self.forms = AnswerForms(engine.prompts, split_reasoning=settings.split_reasoning)
@@ -75,6 +75,7 @@ class Service:
         """
         if self.draining:
             raise draining()
+        self.engine.check_room()
         if len(prompts) * n > self.settings.max_choices:
             raise InputError(
                 f"{len(prompts)} prompts with n={n} make {len(prompts) * n} answers; "

@@ -31,7 +31,7 @@ class TokenTexts:
         self._tokenizer = tokenizer
         self._known: dict[int, bytes] = {}
 
-    def bytes(self, id: int) -> bytes:
+    def encoded(self, id: int) -> bytes:
         """A token's own bytes, which may be a part of a character."""
         known = self._known.get(id)
         if known is None:
@@ -40,7 +40,7 @@ class TokenTexts:
 
     def text(self, id: int) -> str:
         """A token's text; what is no character by itself becomes the replacement character."""
-        return self.bytes(id).decode("utf-8", errors="replace")
+        return self.encoded(id).decode("utf-8", errors="replace")
 
     def name(self, id: int) -> str:
         """A token as the vocabulary writes it; "" for ids that stand for none."""

@@ -111,6 +111,14 @@ def test_special_tokens_have_no_text() -> None:
     assert "".join(run(Detokenizer(tokenizer, special), ids)) == "aé"
 
 
+def test_a_special_token_that_is_not_to_be_skipped_is_text() -> None:
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens(["</think>"])
+    special = special_ids(tokenizer) - {tokenizer.token_to_id("</think>")}
+    ids = tokenizer.encode("é</think>a<|end|>").ids
+    assert "".join(run(Detokenizer(tokenizer, special), ids)) == "é</think>a"
+
+
 @pytest.mark.parametrize("stop", [["\nUser:"], ["er:", "zzz"], ["\nUser", "User:"], ["Ü"]])
 def test_stop_strings_split_over_tokens_never_show(stop: list[str]) -> None:
     tokenizer = byte_level()

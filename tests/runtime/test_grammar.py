@@ -19,7 +19,8 @@ from tokenizers import Tokenizer
 
 from glmcompile.errors import InputError
 from glmcompile.runtime.engine import Engine
-from glmcompile.runtime.grammar import MAX_EBNF_RULES, Grammar, GrammarCompiler, schema_source
+from glmcompile.runtime.grammar import Grammar, schema_source
+from glmcompile.runtime.grammar_compiler import MAX_EBNF_RULES, GrammarCompiler
 from glmcompile.runtime.sampler import SamplingState, sample
 from glmcompile.runtime.sampling_params import SamplingParams
 from tests.engines import TinyEngine

@@ -198,7 +198,7 @@ def test_a_chat_goes_on_from_the_cache(tiny_engine: Engines) -> None:
         following = [
             *ids,
             *answer.token_ids,
-            *engine._inputs.prompts.encode("?", from_template=True),
+            *engine.prompts.encode(engine.prompts.whole("?")),
         ]
         second = engine.generate(token_ids=following, images=[shown["image"]], max_tokens=8)
         assert second.usage.cached_tokens >= len(ids) + 40 - 8

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import glmcompile
-from tests.engines import TinyEngine
+from glmcompile.artifact import CHAT_TEMPLATE, MANIFEST, sha256
 from tests.serve.servers import ServerThread
 
 REFERENCE = Path("calibration/reference")
@@ -30,15 +33,26 @@ def server(reference_engine: Path) -> Iterator[ServerThread]:
         yield running
 
 
-@pytest.fixture(scope="session")
-def serve(
-    tiny_engine: Callable[[str], TinyEngine], reference_engine: Path
-) -> Iterator[Callable[..., ServerThread]]:
-    """(family or "reference", settings and engine options) -> a server of its own."""
+@pytest.fixture
+def serve(reference_engine: Path, tmp_path: Path) -> Iterator[Callable[..., ServerThread]]:
+    """(chat template, settings and engine options) -> a server of the test's own."""
     with ExitStack() as stack:
 
-        def start(name: str = "reference", **options: object) -> ServerThread:
-            path = reference_engine if name == "reference" else tiny_engine(name).path
+        def start(template: str | None = None, **options: Any) -> ServerThread:
+            path = reference_engine
+            if template is not None:
+                path = with_template(path, template, tmp_path / "engine")
             return stack.enter_context(ServerThread(path, **options))
 
         yield start
+
+
+def with_template(engine: Path, template: str, copy: Path) -> Path:
+    """An engine that differs by its chat template."""
+    shutil.copytree(engine, copy)
+    file = copy / CHAT_TEMPLATE
+    file.write_text(template)
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["files"][CHAT_TEMPLATE] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    return copy

@@ -44,6 +44,7 @@ class ServerThread:
         self._ready = threading.Event()
         self._server = Server(self.app, self._ready.set)
         self._thread = threading.Thread(target=self._run)
+        self._stopping = False
         self.loop: asyncio.AbstractEventLoop
 
     def __enter__(self) -> ServerThread:
@@ -53,15 +54,16 @@ class ServerThread:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._thread.is_alive():
-            self.stop()
+        self.stop()
         self._thread.join(_PATIENCE)
         assert not self._thread.is_alive()
         self.engine.close()
 
     def stop(self) -> None:
-        """As SIGTERM does."""
-        self.loop.call_soon_threadsafe(self._server.stop)
+        """As SIGTERM does; a second one would end this process."""
+        if not self._stopping:
+            self._stopping = True
+            self.loop.call_soon_threadsafe(self._server.stop)
 
     @property
     def openai(self) -> openai.OpenAI:

@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from openai import BadRequestError, NotFoundError, OpenAI
 
-from tests.runtime.images import noise
+from tests.serve.requests import CHAT, LONG, SCREEN, ask, chat, png
 from tests.serve.servers import ServerThread
-
-SCREEN = Path("calibration/screenshot.png")
-PATH = "/v1/chat/completions"
-# The reference model answers at length only if it may not end.
-LONG = {"ignore_eos": True, "repetition_penalty": 1.5}
 
 
 @pytest.fixture
 def client(server: ServerThread) -> OpenAI:
     return server.openai
-
-
-def data_url(image: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(image).decode()}"
-
-
-def png(width: int, height: int, seed: int = 0) -> bytes:
-    file = io.BytesIO()
-    noise(width, height, seed).save(file, "PNG")
-    return file.getvalue()
-
-
-def ask(text: str, *images: bytes) -> list[dict[str, Any]]:
-    """A user's turn, as the phone agent writes it."""
-    parts = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
-
-
-def body(**options: Any) -> dict[str, Any]:
-    return {"messages": ask("Open Chat."), "temperature": 0, "max_tokens": 24, **options}
 
 
 def test_an_answer_is_the_engines_own(server: ServerThread, client: OpenAI) -> None:
@@ -67,7 +40,7 @@ def test_an_answer_is_the_engines_own(server: ServerThread, client: OpenAI) -> N
 
 
 def test_a_stream_is_the_same_answer_in_pieces(client: OpenAI) -> None:
-    request: Any = body(model="reference", **{"extra_body": LONG})
+    request: Any = chat(model="reference", **{"extra_body": LONG})
     whole = client.chat.completions.create(**request)
     chunks = list(
         client.chat.completions.create(
@@ -82,14 +55,15 @@ def test_a_stream_is_the_same_answer_in_pieces(client: OpenAI) -> None:
     assert [chunk.choices[0].finish_reason for chunk in pieces[:-1]] == [None] * (len(pieces) - 1)
     assert pieces[-1].choices[0].finish_reason == "length"
     assert last.choices == []
-    assert last.usage is not None and whole.usage is not None
+    assert last.usage is not None
+    assert whole.usage is not None
     assert last.usage.completion_tokens == whole.usage.completion_tokens == 24
     assert last.usage.prompt_tokens == whole.usage.prompt_tokens
     assert {chunk.id for chunk in chunks} == {chunks[0].id}
 
 
 def test_the_role_comes_with_the_first_text_and_nothing_before_it(server: ServerThread) -> None:
-    *pieces, done = server.events(PATH, body(stream=True))
+    *pieces, done = server.events(CHAT, chat(stream=True))
     assert done == "[DONE]"
     first, *others = [piece["choices"][0]["delta"] for piece in pieces]
     assert first["role"] == "assistant"
@@ -100,7 +74,7 @@ def test_the_role_comes_with_the_first_text_and_nothing_before_it(server: Server
 
 def test_counts_can_come_with_every_chunk(server: ServerThread) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
-    *pieces, last, _ = server.events(PATH, body(stream=True, stream_options=options, **LONG))
+    *pieces, last, _ = server.events(CHAT, chat(stream=True, stream_options=options, **LONG))
     counts = [piece["usage"]["completion_tokens"] for piece in pieces]
     assert counts == sorted(counts)
     assert counts[-1] == last["usage"]["completion_tokens"] == 24
@@ -115,7 +89,7 @@ def test_several_images_and_turns_reach_the_engine(server: ServerThread) -> None
         {"role": "assistant", "content": "do()"},
         *ask("Two?", first, second),
     ]
-    done = server.post(PATH, body(messages=messages)).json()
+    done = server.post(CHAT, chat(messages=messages)).json()
     own = server.engine.generate(messages=messages, max_tokens=24)
     assert done["choices"][0]["message"]["content"] == own.text
     assert done["usage"]["prompt_tokens_details"]["image_tokens"] == own.usage.image_tokens > 0
@@ -123,17 +97,17 @@ def test_several_images_and_turns_reach_the_engine(server: ServerThread) -> None
 
 def test_a_prompt_seen_before_is_reported_as_cached(server: ServerThread) -> None:
     messages = [{"role": "user", "content": "Open Chat and then Mail. " * 20}]
-    first = server.post(PATH, body(messages=messages, max_tokens=2)).json()["usage"]
-    again = server.post(PATH, body(messages=messages, max_tokens=2)).json()["usage"]
+    first = server.post(CHAT, chat(messages=messages, max_tokens=2)).json()["usage"]
+    again = server.post(CHAT, chat(messages=messages, max_tokens=2)).json()["usage"]
     assert first["prompt_tokens_details"]["cached_tokens"] == 0
     assert again["prompt_tokens_details"]["cached_tokens"] > 50
 
 
 def test_n_answers_share_the_prompts_beginning_and_differ_by_seed(server: ServerThread) -> None:
     messages = [{"role": "user", "content": "Say something else. " * 20}]
-    request = body(messages=messages, n=3, temperature=3.0, seed=7, **LONG)
+    request = chat(messages=messages, n=3, temperature=3.0, seed=7, **LONG)
     before = server.engine.stats()
-    done = server.post(PATH, request).json()
+    done = server.post(CHAT, request).json()
     after = server.engine.stats()
     texts = [choice["message"]["content"] for choice in done["choices"]]
     assert [choice["index"] for choice in done["choices"]] == [0, 1, 2]
@@ -141,28 +115,29 @@ def test_n_answers_share_the_prompts_beginning_and_differ_by_seed(server: Server
     assert done["usage"]["completion_tokens"] == 3 * 24
     assert done["usage"]["total_tokens"] == done["usage"]["prompt_tokens"] + 3 * 24
     assert after.prefix_cache_hits - before.prefix_cache_hits > 2 * 50
-    assert server.post(PATH, request).json()["choices"] == done["choices"]
-    second = server.post(PATH, {**request, "n": 1, "seed": 8}).json()
+    assert server.post(CHAT, request).json()["choices"] == done["choices"]
+    second = server.post(CHAT, {**request, "n": 1, "seed": 8}).json()
     assert second["choices"][0]["message"]["content"] == texts[1]
 
 
 def test_streamed_answers_of_one_request_are_told_apart(server: ServerThread) -> None:
-    request = body(n=2, temperature=3.0, seed=7, **LONG)
-    whole = server.post(PATH, request).json()
+    request = chat(n=2, temperature=3.0, seed=7, **LONG)
+    whole = server.post(CHAT, request).json()
     texts = ["", ""]
-    for piece in server.events(PATH, {**request, "stream": True})[:-1]:
+    for piece in server.events(CHAT, {**request, "stream": True})[:-1]:
         for choice in piece["choices"]:
             texts[choice["index"]] += choice["delta"].get("content", "")
     assert texts == [choice["message"]["content"] for choice in whole["choices"]]
 
 
 def test_logprobs_name_tokens_and_their_bytes(server: ServerThread, client: OpenAI) -> None:
-    request: Any = body(model="reference", logprobs=True, top_logprobs=3)
+    request: Any = chat(model="reference", logprobs=True, top_logprobs=3)
     done = client.chat.completions.create(**request)
     assert done.choices[0].logprobs is not None
     content = done.choices[0].logprobs.content
     assert content is not None
-    assert done.usage is not None and len(content) == done.usage.completion_tokens
+    assert done.usage is not None
+    assert len(content) == done.usage.completion_tokens
     for token in content:
         assert token.bytes is not None
         assert bytes(token.bytes).decode() == token.token
@@ -206,7 +181,7 @@ def test_options_of_sampling_are_those_of_the_engine(
     """Each beside a temperature at which it matters; the same answer as in Python."""
     options = {"temperature": 1.5, "seed": 3, "max_tokens": 16, option: value}
     messages = [{"role": "user", "content": "Open Chat."}]
-    done = server.post(PATH, {"messages": messages, **options}).json()
+    done = server.post(CHAT, {"messages": messages, **options}).json()
     if option == "logit_bias":
         options[option] = {int(id): bias for id, bias in value.items()}
     own = server.engine.generate(messages=messages, **options)
@@ -217,30 +192,31 @@ def test_options_of_sampling_are_those_of_the_engine(
 
 def test_max_completion_tokens_is_the_newer_name(server: ServerThread) -> None:
     request = {"messages": ask("Open Chat."), "temperature": 0, **LONG}
-    done = server.post(PATH, {**request, "max_completion_tokens": 5, "max_tokens": 9}).json()
+    done = server.post(CHAT, {**request, "max_completion_tokens": 5, "max_tokens": 9}).json()
     assert done["usage"]["completion_tokens"] == 5
     assert done["choices"][0]["finish_reason"] == "length"
 
 
-def test_what_the_template_knows_can_be_set(serve: Any) -> None:
-    running: ServerThread = serve("qwen2_vl")
-    request = body(max_tokens=2)
-    plain = running.post(PATH, request).json()["usage"]
-    changed = {**request, "chat_template_kwargs": {"add_vision_id": True}}
-    assert running.post(PATH, changed).json()["usage"]["prompt_tokens"] >= plain["prompt_tokens"]
+def test_what_the_template_knows_can_be_set(serve: Callable[..., ServerThread]) -> None:
+    running = serve("{{ greeting }}{{ messages[0].content[0].text }}")
+    for greeting in ("Hello ", "Good morning "):
+        options = {"greeting": greeting}
+        told = running.post(CHAT, chat(max_tokens=2, chat_template_kwargs=options)).json()
+        expected = running.post("/tokenize", {"prompt": f"{greeting}Open Chat."}).json()
+        assert told["usage"]["prompt_tokens"] == expected["count"]
 
 
 def test_a_null_is_a_field_left_out(server: ServerThread) -> None:
     nulls = dict.fromkeys(("stop", "seed", "n", "tools", "top_p", "stream_options", "stream"))
     assert (
-        server.post(PATH, body(**nulls)).json()["choices"]
-        == (server.post(PATH, body()).json()["choices"])
+        server.post(CHAT, chat(**nulls)).json()["choices"]
+        == (server.post(CHAT, chat()).json()["choices"])
     )
 
 
 def test_harmless_fields_are_taken(server: ServerThread) -> None:
     fields = {"user": "someone", "metadata": {"run": "1"}, "store": False, "service_tier": "auto"}
-    assert server.post(PATH, body(**fields)).status_code == 200
+    assert server.post(CHAT, chat(**fields)).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -280,7 +256,7 @@ def test_harmless_fields_are_taken(server: ServerThread) -> None:
 def test_what_cannot_be_done_is_named(
     server: ServerThread, changes: dict[str, Any], name: str
 ) -> None:
-    response = server.post(PATH, body(**changes))
+    response = server.post(CHAT, chat(**changes))
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert error["type"] == "invalid_request_error"
@@ -289,7 +265,7 @@ def test_what_cannot_be_done_is_named(
 
 def test_a_stream_that_cannot_begin_has_a_status(server: ServerThread) -> None:
     for changes in ({"top_p": 0}, {"messages": ask("Look.", b"no image")}):
-        response = server.post(PATH, body(stream=True, **changes))
+        response = server.post(CHAT, chat(stream=True, **changes))
         assert response.status_code == 400
         assert response.json()["error"]["message"]
 
@@ -304,7 +280,7 @@ def test_the_official_client_raises_its_own_errors(client: OpenAI) -> None:
 
 def test_a_prompt_that_cannot_fit_is_refused_with_the_numbers(server: ServerThread) -> None:
     messages = [{"role": "user", "content": "Open Chat. " * 3000}]
-    response = server.post(PATH, body(messages=messages))
+    response = server.post(CHAT, chat(messages=messages))
     assert response.status_code == 400
     assert "4096" in response.json()["error"]["message"]
 
@@ -312,7 +288,7 @@ def test_a_prompt_that_cannot_fit_is_refused_with_the_numbers(server: ServerThre
 def test_tool_calls_of_earlier_turns_must_be_json(server: ServerThread) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{"}}
     messages = [*ask("Hello"), {"role": "assistant", "tool_calls": [call]}]
-    response = server.post(PATH, body(messages=messages))
+    response = server.post(CHAT, chat(messages=messages))
     assert response.status_code == 400
     assert "messages[1].tool_calls[0].function.arguments" in response.json()["error"]["message"]
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
 from glmcompile.errors import InputError
-from glmcompile.runtime.grammar import Grammar, GrammarCompiler
+from glmcompile.runtime.grammar import Grammar
+from glmcompile.runtime.grammar_compiler import GrammarCompiler
 from glmcompile.runtime.sampler import SamplingState, sample
 from glmcompile.runtime.sampling_params import SamplingParams
 from glmcompile.serve.tool_formats import ToolCall, ToolFormat, tool_format

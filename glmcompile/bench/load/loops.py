@@ -1,4 +1,4 @@
-"""When requests are sent: as soon as a client is free (closed loop), or when they are due (open)."""
+"""When requests are sent: when a client is free (closed loop), or when they are due (open)."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ _PANELS = {"ttft_ms": "TTFT (ms)", "tpot_ms": "TPOT (ms)", "e2e_ms": "end-to-end
 
 
 def plot_load(result: dict[str, Any], path: str | Path) -> None:
-    """Write a PNG, a row of panels for each kind of load. Raises GlmcompileError without matplotlib.
+    """Write the result of a `runner.run` as a PNG, a row of panels for each kind of load.
 
-    result: of `runner.run`.
+    Raises GlmcompileError without matplotlib.
     """
     levels = {
         kind: sorted(
@@ -32,12 +32,13 @@ def plot_load(result: dict[str, Any], path: str | Path) -> None:
     figure = new_figure(4 * (len(_PANELS) + 1), 4 * len(shown))
     grid = figure.subplots(len(shown), len(_PANELS) + 1, squeeze=False)
     for row, (kind, members) in zip(grid, shown.items(), strict=True):
+        loads = sorted({level["load"][kind] for level in members})
         for axes, (name, title) in zip(row, _PANELS.items(), strict=False):
             _latency(axes, members, kind, name)
-            axes.set(title=title, yscale="log")
+            axes.set(title=title, ylim=(0, None))
         _throughput(row[-1], members, kind, bool(result["slo_ms"]))
         for axes in row:
-            axes.set(xlabel=_LOADS[kind])
+            axes.set(xlabel=_LOADS[kind], xticks=loads, xticklabels=[f"{load:g}" for load in loads])
             axes.grid(alpha=0.3)
             axes.legend(fontsize=8)
     server, machine = result["server"], result["machine"]
@@ -66,5 +67,6 @@ def _throughput(axes: Axes, levels: list[dict[str, Any]], kind: str, goodput: bo
     # Both in one legend, which the left axis draws.
     tokens.plot(loads, values, color="#E69F00", marker="s", linestyle="--")
     axes.plot([], [], color="#E69F00", marker="s", linestyle="--", label="output tokens/s (right)")
-    axes.set(title="throughput", ylim=(0, None))
-    tokens.set(ylim=(0, None))
+    axes.set(title="throughput", ylim=(0, 1.1 * max(requests) or 1))
+    # Answers of one length have tokens in proportion to requests; another scale parts the lines.
+    tokens.set(ylim=(0, 1.4 * max(values) or 1))

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from glmcompile.bench.load.summary import LATENCIES, STATISTICS
 
-_TITLES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "inter-token", "e2e": "end to end"}
+_TITLES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
 _RATES = {
     "requests_per_s": "requests/s",
     "output_tokens_per_s": "output tokens/s",
@@ -26,7 +26,7 @@ def level_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     for name, title in _RATES.items():
         rows.append((title, *(_number(level[name]) for level in levels)))
     if result["slo_ms"]:
-        rows.append((f"goodput (requests/s), {slo_text(result)}", *map(_goodput, levels)))
+        rows.append(("goodput (requests/s)", *map(_goodput, levels)))
     for name in LATENCIES:
         for statistic in STATISTICS:
             found = [level[f"{name}_ms"] for level in levels]
@@ -44,10 +44,10 @@ def load_table(result: dict[str, Any]) -> Table:
     """A result of `runner.run` as a table for the terminal."""
     (_, *headings), *rows = level_rows(result)
     table = Table(title=f"{result['server']['model']} at {result['server']['url']}")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading in headings:
         table.add_column(heading, justify="right")
-    last = {"total tokens/s", "TTFT p99 (ms)", "TPOT p99 (ms)", "inter-token p99 (ms)"}
+    last = {"total tokens/s", "TTFT p99 (ms)", "TPOT p99 (ms)", "ITL p99 (ms)"}
     for row in rows:
         table.add_row(*row, end_section=row[0] in last or row[0].startswith("goodput"))
     return table
@@ -66,10 +66,12 @@ def load_notes(result: dict[str, Any]) -> list[str]:
     server, machine, levels = result["server"], result["machine"], result["levels"]
     notes = []
     if result["interrupted"]:
-        notes.append("Interrupted: the last column is of what was answered until then.")
+        notes.append("Interrupted: this is what was answered until then.")
     for level in levels:
         for kind, error in level["errors"].items():
             notes.append(f"{level['title']}: {error['count']} x {kind} ({error['first']}).")
+    if result["slo_ms"]:
+        notes.append(f"Goodput counts answers with {slo_text(result)}.")
     notes.append(f"{_workload_text(result)} Seed {result['workload']['seed']}.")
     version = f", version {server['version']}" if server.get("version") else ""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())

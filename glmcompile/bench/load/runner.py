@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from glmcompile.bench import machine
@@ -38,7 +38,7 @@ class LoadTest:
 
     url: str
     loops: Sequence[Loop] = (ClosedLoop(1),)
-    workload: Workload = Workload()
+    workload: Workload = field(default_factory=Workload)
     model: str | None = None
     api_key: str | None = None
     requests: int | None = None

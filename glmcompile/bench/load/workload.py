@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -128,7 +128,10 @@ def random_words(count: int, rng: np.random.Generator) -> str:
 def _words() -> np.ndarray:
     from calibration.texts import texts
 
-    return np.array(" ".join([*texts("evaluation"), *texts("calibration")]).split())
+    prose = " ".join([*texts("evaluation"), *texts("calibration")]).split()
+    # Words of one kind differ least in their tokens, so that lengths are met.
+    alike = [word for word in prose if word.isalpha() and word.islower() and 3 <= len(word) <= 7]
+    return np.array(alike)
 
 
 def screen_png(width: int, height: int, seed: int, index: int) -> bytes:
@@ -177,7 +180,7 @@ def read_conversations(file: Path) -> tuple[tuple[Message, ...], ...]:
     return tuple(conversations)
 
 
-def _are_messages(found: Any) -> bool:
+def _are_messages(found: Any) -> TypeGuard[list[Message]]:
     return (
         isinstance(found, list)
         and bool(found)

@@ -90,16 +90,16 @@ class ChatRequest(Harmless, Sampling):
             raise ValueError("`stream_options` is given, but `stream` is not true; set it, too")
         return self
 
-    def form(self, forms: AnswerForms) -> AnswerForm:
-        """Raises InputError for what the model cannot be asked for."""
+    def form(self, forms: AnswerForms, prompt: Prompt) -> AnswerForm:
+        """prompt: of this request. Raises InputError for what the model cannot be asked for."""
         structured, format = self.structured_outputs, self.response_format
         return forms.of(
+            prompt,
             grammar=one_grammar(
                 structured.to_grammar() if structured is not None else None,
                 format.grammar() if format is not None else None,
             ),
             include_reasoning=self.include_reasoning,
-            template_options=self.chat_template_kwargs,
             tools=self.tools,
             tool_choice=self.tool_choice,
             parallel=self.parallel_tool_calls,

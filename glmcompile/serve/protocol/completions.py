@@ -70,7 +70,7 @@ class CompletionRequest(Harmless, Sampling):
         ]
 
     @property
-    def each_prompt(self) -> list[str] | list[list[int]]:
+    def each_prompt(self) -> list[str | list[int]]:
         """The prompts, where there is but one, too."""
         prompt: Any = self.prompt
         single = isinstance(prompt, str) or isinstance(prompt[0], int)

@@ -39,7 +39,9 @@ class GenerateRequest(Body):
     """`POST /v1/generate`."""
 
     inputs: GenerateInputs
-    parameters: GenerateParameters = Field(default_factory=lambda: GenerateParameters())
+    parameters: GenerateParameters = Field(
+        default_factory=lambda: GenerateParameters.model_validate({})
+    )
 
     def params(self, defaults: Mapping[str, Any]) -> SamplingParams:
         """defaults: see Sampling. Raises InputError naming an option that is out of range."""

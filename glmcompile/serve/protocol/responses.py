@@ -59,13 +59,13 @@ class ResponsesRequest(Harmless, Sampling):
         "top_logprobs": ((0,), "use /v1/chat/completions"),
     }
 
-    def form(self, forms: AnswerForms) -> AnswerForm:
-        """Raises InputError for what the model cannot be asked for."""
+    def form(self, forms: AnswerForms, prompt: Prompt) -> AnswerForm:
+        """prompt: of this request. Raises InputError for what the model cannot be asked for."""
         format = self.text.format if self.text is not None else None
         return forms.of(
+            prompt,
             grammar=format.grammar() if format is not None else None,
             include_reasoning=self.include_reasoning,
-            template_options=self.chat_template_kwargs,
             tools=self.chat_tools(),
             tool_choice=self.tool_choice,
             parallel=self.parallel_tool_calls,

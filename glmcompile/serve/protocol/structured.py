@@ -12,12 +12,17 @@ from glmcompile.runtime.grammar import Grammar
 from glmcompile.serve.protocol.common import Body
 
 
-class JsonSchema(Body):
+class NamedSchema(Body):
     """name, description and strict change nothing: an answer follows its schema always."""
 
     name: str | None = None
     description: str | None = None
     strict: bool | None = None
+
+
+class JsonSchema(NamedSchema):
+    """A schema under a field of its own."""
+
     json_schema: dict[str, Any] | bool = Field(alias="schema")
 
 
@@ -40,7 +45,7 @@ class ResponseFormat(Body):
         return Grammar.json_object() if self.type == "json_object" else None
 
 
-class TextFormat(JsonSchema):
+class TextFormat(NamedSchema):
     """`text.format` of responses: the same, with the schema's fields beside the type."""
 
     type: Literal["text", "json_object", "json_schema"]

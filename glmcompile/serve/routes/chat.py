@@ -22,11 +22,12 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a chat, whole or as server-sent events."""
     service: Service = request.app.state.service
     model = service.model_name(body.model)
-    form = body.form(service.forms)
+    prompt = body.prompt()
+    form = body.form(service.forms, prompt)
     exchange = await service.begin(
         request,
         body,
-        [body.prompt()],
+        [prompt],
         body.params(service.defaults, form.grammar),
         n=body.n,
         streamed=body.stream,

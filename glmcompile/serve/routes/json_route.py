@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json, to_json
 
 from glmcompile.serve.errors import ApiError
+from glmcompile.serve.service import Service
 
 
 def json_response(value: Any, status: int = 200) -> Response:
@@ -18,6 +19,32 @@ def json_response(value: Any, status: int = 200) -> Response:
 
 
 class _JsonRequest(Request):
+    def __init__(self, request: Request, most: int) -> None:
+        """most: bytes of the body."""
+        super().__init__(request.scope, request.receive)
+        self._most = most
+        self._whole: bytes | None = None
+
+    async def body(self) -> bytes:
+        """Stops reading where the body turns out to be too large."""
+        if self._whole is None:
+            announced = self.headers.get("content-length", "0")
+            self._check(int(announced) if announced.isascii() and announced.isdigit() else 0)
+            read = bytearray()
+            async for piece in self.stream():
+                read += piece
+                self._check(len(read))
+            self._whole = bytes(read)
+        return self._whole
+
+    def _check(self, size: int) -> None:
+        if size > self._most:
+            raise ApiError(
+                413,
+                f"the body is larger than {self._most:,} bytes; send smaller or fewer images",
+                headers={"Connection": "close"},  # the rest of it is not read
+            )
+
     async def json(self) -> Any:
         try:
             # Refuses nesting deeper than it can follow, and takes half the time of json.loads.
@@ -42,6 +69,7 @@ class JsonRoute(APIRoute):
                     raise ApiError(
                         415, f"content-type is {kind!r}; send the body as application/json"
                     )
-            return await handler(_JsonRequest(request.scope, request.receive))
+            service: Service = request.app.state.service
+            return await handler(_JsonRequest(request, service.settings.max_body))
 
         return handle

@@ -22,12 +22,13 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     """Answer a conversation, whole or as typed server-sent events."""
     service: Service = request.app.state.service
     model = service.model_name(body.model)
-    form = body.form(service.forms)
+    prompt = body.prompt()
+    form = body.form(service.forms, prompt)
     params = body.params(service.defaults, form.grammar)
     id = request.state.request_id
     writer = ResponseWriter(body, form, params, id, int(time.time()), model)
     exchange = await service.begin(
-        request, body, [body.prompt()], params, streamed=body.stream, shown=form.markers
+        request, body, [prompt], params, streamed=body.stream, shown=form.markers
     )
     if body.stream:
         return EventStream(exchange, writer.events(exchange))

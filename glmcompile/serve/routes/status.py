@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from glmcompile.serve.errors import ERRORS, ApiError
@@ -28,13 +29,13 @@ async def model(id: str, request: Request) -> Model:
     return _model(service, service.model_name(id))
 
 
-@router.get("/health")
+@router.get("/health", response_class=Response)
 async def health() -> Response:
     """200 as long as the process answers at all."""
     return Response()
 
 
-@router.get("/ready", responses={503: ERRORS[503]})
+@router.get("/ready", response_class=Response, responses={503: ERRORS[503]})
 async def ready(request: Request) -> Response:
     """200 while requests are taken; 503 while shutting down, or while steps keep failing."""
     service: Service = request.app.state.service
@@ -51,7 +52,7 @@ async def version() -> dict[str, str]:
     return {"version": importlib.metadata.version("glmcompile")}
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """The engine's figures for Prometheus, under vLLM's names."""
     return Response(request.app.state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
