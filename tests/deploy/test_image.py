@@ -83,6 +83,7 @@ def test_its_commands_serve_report_health_and_stop(
         body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
         answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=60)
         assert answer.json()["usage"]["completion_tokens"] > 0, log.read_text()
+        assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200  # its file is in the wheel
     finally:
         server.send_signal(signal.SIGTERM)
         code = server.wait(60)

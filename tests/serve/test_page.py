@@ -65,6 +65,18 @@ class Page:
     def wait(self, condition: Callable[[], bool]) -> None:
         WebDriverWait(self.browser, _PATIENCE).until(lambda _: condition())
 
+    def add(self, **fields: Any) -> None:
+        """Send further fields with every prompt."""
+        self.browser.execute_script(
+            """
+            const real = window.fetch, [fields] = arguments;
+            window.fetch = (url, options) => real(url, !options?.body ? options : {
+              ...options, body: JSON.stringify({ ...JSON.parse(options.body), ...fields }),
+            });
+            """,
+            fields,
+        )
+
     def ask(self, prompt: str) -> str:
         """The answer to a prompt, when it is whole."""
         self.part("prompt").clear()
@@ -134,16 +146,7 @@ def test_an_image_can_be_pasted_and_dropped(page: Page, event: str) -> None:
 @browsing
 def test_an_answer_is_text_and_never_markup(page: Page) -> None:
     markup = "<img src=x onerror=alert(1)>"
-    page.browser.execute_script(
-        """
-        const real = window.fetch, choice = [arguments[0]];
-        window.fetch = (url, options) => real(url, !options?.body ? options : {
-          ...options,
-          body: JSON.stringify({ ...JSON.parse(options.body), structured_outputs: { choice } }),
-        });
-        """,
-        markup,
-    )
+    page.add(structured_outputs={"choice": [markup]})
     assert page.ask("Hi") == markup
     assert page.part("answer").find_elements(By.TAG_NAME, "img") == []
 
@@ -176,7 +179,7 @@ def test_it_asks_for_the_key_that_the_server_wants(
     page.part("prompt").click()
     page.wait(lambda: page.text("model") == "locked")
     page.ask("Hi")
-    assert re.search(r"\b[1-4] out", page.text("note"))  # a random model may end sooner
+    assert re.search(r"[1-4] out", page.text("note"))
     browser.get_log("browser")  # the refusals without a key
 
 
@@ -185,6 +188,7 @@ def test_it_asks_for_the_key_that_the_server_wants(
 def test_it_can_be_stopped(browser: Any, serve: Callable[..., ServerThread]) -> None:
     server = serve("llama", faults="decoder:50ms")
     page = Page(browser, server.url)
+    page.add(ignore_eos=True)
     page.part("prompt").send_keys("Hi")
     page.part("send").click()
     page.wait(lambda: page.part("stop").is_enabled())
