@@ -87,13 +87,38 @@ class Engine:
         request ends with a DeadlineError.
         Raises InputError for anything that cannot be served.
         """
+        (request,) = self.prepare_several(
+            prompt,
+            [sampling or SamplingParams()],
+            policy=policy,
+            shown=shown,
+            priority=priority,
+            timeout=timeout,
+        )
+        return request
+
+    def prepare_several(
+        self,
+        prompt: Prompt,
+        samplings: Items[SamplingParams],
+        *,
+        policy: InputPolicy = OWN,
+        shown: Collection[str] = (),
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> list[Request]:
+        """Like `prepare`, for an answer by each of `samplings`; the prompt is processed once."""
         arrived = time.perf_counter()
         core = self._opened()
-        params = sampling or SamplingParams()
-        params.check_vocabulary(self.model.vocab_size)
+        for params in samplings:
+            params.check_vocabulary(self.model.vocab_size)
         if timeout is not None and not timeout > 0:
             raise InputError(f"timeout is {timeout!r}; expected seconds above 0")
-        grammar = None if params.grammar is None else self._grammars(params.grammar)
+        # Before the prompt: a grammar that is wrong is found sooner than an image is decoded.
+        grammars = [
+            None if params.grammar is None else self._grammars(params.grammar)
+            for params in samplings
+        ]
         ready = self._inputs(prompt, policy)
         room = self.context_length - len(ready.token_ids)
         if room < 1:
@@ -101,29 +126,32 @@ class Engine:
                 f"the prompt has {len(ready.token_ids)} tokens but the context was limited to "
                 f"{self.context_length}, answer included; shorten the prompt"
             )
-        sequence = Sequence(
-            id=-1,
-            token_ids=ready.token_ids,
-            params=params,
-            positions=ready.positions,
-            position_offset=ready.position_offset,
-            max_tokens=min(params.max_tokens or room, room),
-            images=ready.images,
-            priority=priority,
-        )
-        core.scheduler.fit(sequence)
-        ends = () if params.ignore_eos else self.model.eos_token_ids
-        end_ids = frozenset((*ends, *params.stop_token_ids))
-        request = Request(
-            sequence,
-            SamplingState(params, ready.token_ids, end_ids, grammar),
-            self.prompts.detokenizer(params.stop, shown),
-            end_ids,
-            arrived,
-            timeout,
-        )
-        request.begin()
-        return request
+        requests = []
+        for params, grammar in zip(samplings, grammars, strict=True):
+            sequence = Sequence(
+                id=-1,
+                token_ids=list(ready.token_ids),  # it grows by the answer
+                params=params,
+                positions=ready.positions,
+                position_offset=ready.position_offset,
+                max_tokens=min(params.max_tokens or room, room),
+                images=ready.images,
+                priority=priority,
+            )
+            core.scheduler.fit(sequence)
+            ends = () if params.ignore_eos else self.model.eos_token_ids
+            end_ids = frozenset((*ends, *params.stop_token_ids))
+            request = Request(
+                sequence,
+                SamplingState(params, ready.token_ids, end_ids, grammar),
+                self.prompts.detokenizer(params.stop, shown),
+                end_ids,
+                arrived,
+                timeout,
+            )
+            request.begin()
+            requests.append(request)
+        return requests
 
     def submit(self, request: Request, deliver: Callable[[RequestOutput], None]) -> int:
         """Queue a prepared request and return its id, see EngineLoop.submit."""

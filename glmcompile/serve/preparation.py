@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Preparation:
-    """`Engine.prepare` without stalling event loop or decoding, for a bounded number at once."""
+    """`Engine.prepare_several` without stalling event loop or decoding, few at once."""
 
     def __init__(self, engine: Engine, workers: int, limit: int) -> None:
         """limit: requests that are prepared or wait for it; further ones are refused."""
@@ -33,10 +33,10 @@ class Preparation:
         self._threads = ThreadPoolExecutor(workers, "prepare", initializer=_yield_to_others)
 
     async def prepare(
-        self, prompt: Prompt, sampling: SamplingParams | None = None, **options: Any
-    ) -> Request:
-        """See Engine.prepare; raises OverloadedError besides, where too many wait."""
-        return await self.run(partial(self._engine.prepare, prompt, sampling, **options))
+        self, prompt: Prompt, samplings: Sequence[SamplingParams], **options: Any
+    ) -> list[Request]:
+        """See Engine.prepare_several; raises OverloadedError besides, where too many wait."""
+        return await self.run(partial(self._engine.prepare_several, prompt, samplings, **options))
 
     async def run(self, work: Callable[[], T]) -> T:
         """Any other work of that kind."""

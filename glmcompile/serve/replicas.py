@@ -179,7 +179,7 @@ def _start(
     ray_serve.start(proxy_location="Disabled", logging_config=quiet)
     deployment: Any = ray_serve.deployment(
         Replica,
-        max_ongoing_requests=2 * (options.max_sequences + options.max_queue),
+        max_ongoing_requests=2 * options.capacity,
         ray_actor_options={"num_cpus": options.threads},
         health_check_period_s=1,
         health_check_timeout_s=10,

@@ -84,18 +84,16 @@ class Service:
         exchange = Exchange(self.engine, http.receive, streamed=streamed)
         http.state.exchange = exchange
         try:
+            samplings = [_seeded(params, place) for place in range(n)]
             groups = [
-                [
-                    await self.preparation.prepare(
-                        prompt,
-                        _seeded(params, place),
-                        policy=self.settings.policy,
-                        shown=shown,
-                        priority=body.priority,
-                        timeout=body.timeout,
-                    )
-                    for place in range(n)
-                ]
+                await self.preparation.prepare(
+                    prompt,
+                    samplings,
+                    policy=self.settings.policy,
+                    shown=shown,
+                    priority=body.priority,
+                    timeout=body.timeout,
+                )
                 for prompt in prompts
             ]
             exchange.submit(groups)

@@ -13,7 +13,7 @@ import pytest
 from glmcompile.errors import ArtifactError, ClosedError, InputError, OverloadedError
 from glmcompile.runtime.encoder import EncoderCache
 from glmcompile.runtime.engine import Engine
-from glmcompile.runtime.input_processor import Prompt
+from glmcompile.runtime.input_processor import InputProcessor, Prompt
 from glmcompile.runtime.options import EngineOptions
 from glmcompile.runtime.request import Completion, RequestOutput
 from glmcompile.runtime.sampling_params import SamplingParams
@@ -409,3 +409,26 @@ def test_one_session_per_component_serves_every_step(
         for size in (60, 90):
             engine.generate(prompt="What?", images=[noise(size, size)], max_tokens=4)
     assert len(opened) == 3
+
+
+def test_several_answers_to_a_prompt_share_its_processing_and_nothing_else(
+    tiny_engine: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, processed = InputProcessor.__call__, []
+
+    def counting(self: InputProcessor, *arguments: Any) -> Any:
+        processed.append(arguments)
+        return process(self, *arguments)
+
+    monkeypatch.setattr(InputProcessor, "__call__", counting)
+    with tiny_engine("glm4v").open() as engine:
+        prompt = Prompt(prompt="What?", images=[noise(90, 60)])
+        samplings = [SamplingParams(max_tokens=count, **LONG) for count in (3, 7)]
+        recorders = [Recorder(), Recorder()]
+        requests = engine.prepare_several(prompt, samplings)
+        for request, recorder in zip(requests, recorders, strict=True):
+            engine.submit(request, recorder)
+        short, long = (recorder.completion.token_ids for recorder in recorders)
+    assert (len(short), len(long)) == (3, 7)
+    assert long[:3] == short
+    assert len(processed) == 1

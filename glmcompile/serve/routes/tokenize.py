@@ -41,7 +41,8 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
             template_options=body.chat_template_kwargs,
             mm_processor_kwargs=body.mm_processor_kwargs,
         )
-        prepared = await service.preparation.prepare(prompt, policy=service.settings.policy)
+        prepare = partial(service.engine.prepare, prompt, policy=service.settings.policy)
+        prepared = await service.preparation.run(prepare)
         tokens = prepared.sequence.token_ids
     return json_response(
         Tokenized(
