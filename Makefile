@@ -19,7 +19,7 @@ demo: $(VENV)/.compile
 	    --json $(DEMO)/report.json --markdown $(DEMO)/report.md --plot $(DEMO)/report.png
 
 test: $(VENV)/.dev
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
 

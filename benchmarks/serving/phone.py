@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 def measure(engines: dict[str, Path], tasks: int) -> dict[str, Any]:
     """engines: by precision. The tasks of evaluation layouts, the same for all."""
     import phone_agent
+
     from calibration.episodes import run_tasks
     from calibration.phone_tasks import SYSTEM
     from calibration.phone_tasks import tasks as draw_tasks
