@@ -6,11 +6,8 @@ before; the others are asked the single questions of `batches.py`. All are of on
 
 from random import Random
 
-from PIL import Image
-from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize
-
-from calibration.batches import CELL, Batch, Packer, ask_many, choose_layouts, collate
-from calibration.model import IMAGE_TOKENS, PREFIX, TURN
+from calibration.batches import Batch, Packer, ask_many, choose_layouts, collate
+from calibration.model import PREFIX, TURN
 from calibration.phone import Phone, element_at, parse
 from calibration.phone_tasks import (
     SYSTEM,
@@ -27,9 +24,10 @@ from calibration.tasks import Sample, tap
 PHONES = 0.6  # part of the screens that are a phone's
 ASTRAY = 0.15  # part of the steps before that were wrong
 _SHAPES = {  # size of the layout and scale
-    ((168, 336), 1.0): 0.38, ((196, 364), 1.0): 0.2, ((224, 392), 1.0): 0.18,
-    ((336, 168), 1.0): 0.1, ((224, 392), 2.0): 0.08, ((224, 392), 3.0): 0.06,
+    ((168, 336), 1): 0.26, ((196, 364), 1): 0.14, ((224, 392), 1): 0.13, ((336, 168), 1): 0.08,
+    ((168, 336), 2): 0.13, ((196, 364), 2): 0.07, ((224, 392), 2): 0.07, ((168, 336), 3): 0.12,
 }  # fmt: skip
+_TASK_WEIGHTS = {"open": 1, "select": 1, "press": 1, "confirm": 2, "fill": 3, "submit": 4}
 _NEXT = (0.55, 0.75)  # up to where a chance means a task that goes on from here, or ends here
 
 
@@ -84,22 +82,14 @@ def ask_steps(phone: Phone, task: Task, count: int, rng: Random) -> list[Sample]
     return asked
 
 
-def as_seen(screen: Screen) -> Screen:
-    """The screen at the size to which the processor scales it down."""
-    width, height = screen.image.size
-    rows, columns = smart_resize(2, height, width, max_pixels=2 * CELL**2 * IMAGE_TOKENS)
-    if (columns, rows) == (width, height):
-        return screen
-    image = screen.image.resize((columns, rows), Image.Resampling.BICUBIC)
-    return screen.on(image, columns / width, rows / height)
-
-
 def draw_phone(
-    split: str, size: tuple[int, int], scale: float, count: int, rng: Random
+    split: str, size: tuple[int, int], scale: int, count: int, rng: Random
 ) -> tuple[Screen, list[Sample], str]:
     """A page of a phone, `count` questions about the next step, and the text before the picture."""
     phone = Phone(split, f"{rng.getrandbits(64)}", scale, size)
-    task = make_task(phone, rng.choice([k for k in TASK_KINDS if k in possible(phone)]), rng)
+    kinds = [kind for kind in TASK_KINDS if kind in possible(phone)]
+    kind = rng.choices(kinds, [_TASK_WEIGHTS[kind] for kind in kinds])[0]
+    task = make_task(phone, kind, rng)
     turns = wander(phone, task, rng.randint(0, task.steps), rng)
     asked = ask_steps(phone, task, count, rng)
     return phone.screen, asked, history(turns)
@@ -111,7 +101,7 @@ def draw_mixed_batch(
     """A batch of about `patches` 14-pixel patches with `questions` questions a screen."""
     size, scale = rng.choices(list(_SHAPES), list(_SHAPES.values()))[0]
     upright = size[0] < size[1]
-    count = max(1, round(patches / (size[0] * size[1] / 196)))
+    count = max(1, round(patches / (size[0] * size[1] * scale**2 / 196)))
     drawn = []
     for layout in choose_layouts(split, size, count, rng):
         if upright and rng.random() < PHONES:
@@ -120,4 +110,4 @@ def draw_mixed_batch(
             screen = draw(layout, rng, Look(scale=scale))
             drawn.append((screen, ask_many(screen, questions, rng), PREFIX))
     screens, asked, before = zip(*drawn, strict=True)
-    return collate([as_seen(screen) for screen in screens], list(asked), packer, list(before))
+    return collate(list(screens), list(asked), packer, list(before))

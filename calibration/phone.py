@@ -61,11 +61,11 @@ class Phone:
         self,
         split: str,
         seed: int | str,
-        scale: float = 1.0,
+        scale: int = 1,
         size: tuple[int, int] | None = None,
     ):
-        """scale: pixels of a screenshot a pixel of the layout (`screens.Look`). size: of the
-        layouts; None leaves it to the seed.
+        """scale: how much larger than their layouts screens are (`screens.Look`).
+        size: of the layouts; None leaves it to the seed.
 
         Raises KeyError for a split that is none of layouts.SPLITS.
         """
@@ -157,12 +157,12 @@ def element_at(screen: Screen, point: tuple[int, int]) -> Element | None:
     return None
 
 
-def sizes_at(scale: float) -> tuple[tuple[int, int], ...]:
+def sizes_at(scale: int) -> tuple[tuple[int, int], ...]:
     """The upright sizes of layouts that phones have at this scale.
 
-    Above 1 it is the largest alone: 448x784 pixels at a scale of 2, 448 visual tokens of GLM-4V.
+    Above 2 it is the smallest alone: 504x1008 pixels at a scale of 3, 648 visual tokens of GLM-4V.
     """
-    return _SIZES if scale <= 1 else _SIZES[-1:]
+    return _SIZES if scale <= 2 else _SIZES[:1]
 
 
 def _of_size(split: str, size: tuple[int, int]) -> dict[str, list[Layout]]:

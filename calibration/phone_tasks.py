@@ -15,7 +15,7 @@ SYSTEM = (
 DONE = 'finish(message="Done")'
 TASK_KINDS = ("open", "select", "press", "confirm", "fill", "submit")
 _PAGES = {"select": "list", "confirm": "list", "press": "dialog", "fill": "form", "submit": "form"}
-SCALES = (1.0, 1.0, 2.0, 3.0)
+SCALES = (1, 1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def prompt(phone: Phone, task: Task) -> str:
 
 
 def tasks(
-    split: str, count: int, seed: int = 0, scales: tuple[float, ...] = SCALES
+    split: str, count: int, seed: int = 0, scales: tuple[int, ...] = SCALES
 ) -> Iterator[tuple[Phone, Task]]:
     """Yields `count` phones at their home screens with a task each, the kinds in turn.
 

@@ -6,16 +6,17 @@ multiples of 7, as in a design system with a baseline grid; patches of 14 pixels
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cache
 from random import Random
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from calibration.layouts import GRID, STATUS_BAR, TITLE_BAR, Layout
-from calibration.pen import Colour, Pen
 from calibration.words import APPS, LABELS, ROWS, TITLES
 
 Box = tuple[int, int, int, int]
+Colour = tuple[int, int, int]
 
 HALF = GRID // 2
 APP_HEIGHT = 4 * GRID
@@ -65,12 +66,13 @@ class Element:
 class Look:
     """What is decided about a screen beforehand; the rest is chance.
 
-    scale: pixels of the picture a pixel of the layout; text is drawn at that size, not enlarged.
+    scale: how many times as large as its layout the screen is, and all that can be touched; text
+        and icons keep their size, as on a phone with a larger display.
     title, theme: None leaves them to chance. focus: the label of the field with the cursor.
     typed: the text in a field, by the field's label.
     """
 
-    scale: float = 1.0
+    scale: int = 1
     title: str | None = None
     theme: Theme | None = None
     focus: str | None = None
@@ -91,59 +93,62 @@ class Screen:
     def badges(self) -> int:
         return sum(element.badge is not None for element in self.elements)
 
-    def on(self, image: Image.Image, across: float, down: float) -> "Screen":
-        """This screen on `image`, its boxes stretched by these factors."""
 
-        def box(b: Box) -> Box:
-            return (
-                round(b[0] * across),
-                round(b[1] * down),
-                round(b[2] * across),
-                round(b[3] * down),
-            )
-
-        def point(p: tuple[int, int] | None) -> tuple[int, int] | None:
-            return p and (round(p[0] * across), round(p[1] * down))
-
-        elements = tuple(replace(e, box=box(e.box), badge=point(e.badge)) for e in self.elements)
-        return replace(self, image=image, title_box=box(self.title_box), elements=elements)
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
+    return font
 
 
 class _Canvas:
-    """A picture in the making: what has been drawn on it and the elements found so far."""
+    """A picture in the making: what has been drawn on it and the elements found so far.
+
+    Boxes are given in the layout's pixels; what is inside of them is placed in the picture's.
+    """
 
     def __init__(self, layout: Layout, rng: Random, look: Look):
         self.layout, self.rng, self.look = layout, rng, look
         theme = rng.choice(LIGHT if rng.random() < 0.6 else DARK)
         self.theme = look.theme or theme
-        size = round(layout.width * look.scale), round(layout.height * look.scale)
+        size = layout.width * look.scale, layout.height * look.scale
         self.image = Image.new("RGB", size, self.theme.background)
-        self.draw = Pen(self.image, look.scale)
+        self.draw = ImageDraw.Draw(self.image)
         self.elements: list[Element] = []
         title = rng.choice(TITLES)
         self.title = look.title or title
         self.badges_left = rng.choice((0, 1, 1, 2, 2, 3, 3, 4))
 
+    def scaled(self, box: Box) -> Box:
+        x0, y0, x1, y1 = (value * self.look.scale for value in box)
+        return x0, y0, x1, y1
+
     def text(
         self, x: float, y: float, text: str, size: int, fill: Colour, anchor: str = "m"
     ) -> float:
-        """Writes around x ("m") or from x on ("l"), vertically centred on y; x is snapped.
+        """Writes around x ("m") or from x on ("l"), on the line of the grid that y lies in.
 
         Returns the x at which the text ends.
         """
-        return self.draw.text(x, y, text, size, fill, anchor, HALF)
+        font = _font(size)
+        length = font.getlength(text)
+        left = round((x - length / 2 if anchor == "m" else x) / HALF) * HALF
+        middle = y // GRID * GRID + HALF
+        self.draw.text((left, middle), text, fill=fill, font=font, anchor="lm")
+        return left + length
 
     def badge(self, x: int, y: int) -> tuple[int, int]:
         self.draw.ellipse((x - 6, y - 6, x + 6, y + 6), fill=BADGE)
         digit = str(self.rng.randint(1, 9))
-        self.draw.text(x, y, digit, 10, (255, 255, 255), "m")
+        left = round(x - _font(10).getlength(digit) / 2)
+        self.draw.text((left, y), digit, fill=(255, 255, 255), font=_font(10), anchor="lm")
         return x, y
 
     def pick_badges(self, count: int) -> set[int]:
         return set(self.rng.sample(range(count), min(self.badges_left, count)))
 
     def status_bar(self) -> None:
-        width = self.layout.width
+        width = self.image.width
         clock = f"{self.rng.randint(0, 23):02d}:{self.rng.randint(0, 59):02d}"
         self.text(7, 7, clock, 11, self.theme.text, "l")
         charge = self.rng.randint(1, 14)
@@ -151,8 +156,8 @@ class _Canvas:
         self.draw.rectangle((width - 25, 4, width - 25 + charge, 9), fill=self.theme.text)
 
     def title_bar(self, top: int, left: int, right: int) -> Box:
-        box = (left, top, right, top + TITLE_BAR)
-        middle = top + TITLE_BAR // 2
+        box = left, top, right, bottom = self.scaled((left, top, right, top + TITLE_BAR))
+        middle = (top + bottom) // 2
         if self.layout.centred:
             self.text((left + right) / 2, middle, self.title, 15, self.theme.text)
         else:
@@ -160,10 +165,11 @@ class _Canvas:
         return box
 
     def app(self, label: str, box: Box, badge: bool) -> None:
-        x0, y0, x1, _ = box
-        left, top = round((x0 + x1 - 28) / 2 / HALF) * HALF, y0 + 7
+        x0, y0, x1, y1 = box = self.scaled(box)
+        above = (y1 - y0 - APP_HEIGHT) // 2
+        left, top = round((x0 + x1 - 28) / 2 / HALF) * HALF, y0 + above + 7
         self.icon(label, left, top, 28)
-        self.text((x0 + x1) / 2, y0 + 49, label, 12, self.theme.text)
+        self.text((x0 + x1) / 2, y0 + above + 49, label, 12, self.theme.text)
         centre = self.badge(left + 27, top + 3) if badge else None
         self.elements.append(Element("app", label, box, centre))
 
@@ -196,7 +202,7 @@ class _Canvas:
                 self.draw.line((inner[0], middle, inner[2], middle), fill=white, width=3)
 
     def button(self, label: str, box: Box, filled: bool) -> None:
-        x0, y0, x1, y1 = box
+        x0, y0, x1, y1 = box = self.scaled(box)
         shape = (x0 + 2, y0 + 2, x1 - 3, y1 - 3)
         if filled:
             self.draw.rounded_rectangle(shape, 8, fill=self.theme.accent)
@@ -207,7 +213,7 @@ class _Canvas:
         self.elements.append(Element("button", label, box))
 
     def field(self, label: str, box: Box) -> None:
-        x0, y0, x1, y1 = box
+        x0, y0, x1, y1 = box = self.scaled(box)
         frame = (x0 + 1, y0 + 3, x1 - 2, y1 - 4)
         focused, typed = label == self.look.focus, self.look.typed.get(label, "")
         outline, width = (self.theme.accent, 3) if focused else (self.theme.faint, 1)
@@ -221,7 +227,7 @@ class _Canvas:
         self.elements.append(Element("field", label, box, None, focused, typed))
 
     def row(self, label: str, box: Box, badge: bool) -> None:
-        x0, y0, x1, y1 = box
+        x0, y0, x1, y1 = box = self.scaled(box)
         middle = (y0 + y1) // 2
         self.draw.line((x0 + 6, y1 - 1, x1 - 7, y1 - 1), fill=self.theme.faint)
         left = x0 + 7
@@ -250,7 +256,8 @@ def _grid(canvas: _Canvas, top: int) -> None:
         x = left + column * cell_width
         y = top + row * cell_height if row < rows else layout.height - dock
         if row == rows and column == 0:
-            canvas.draw.rectangle((0, y, layout.width, layout.height), fill=canvas.theme.panel)
+            bar = canvas.scaled((0, y, layout.width, layout.height))
+            canvas.draw.rectangle(bar, fill=canvas.theme.panel)
         canvas.app(label, (x, y, x + cell_width, y + APP_HEIGHT), i in badges)
 
 
@@ -306,13 +313,14 @@ def _dialog(canvas: _Canvas) -> Box:
     left, right = layout.margin, layout.width - layout.margin
     room = (layout.height - STATUS_BAR - height) // GRID
     top = STATUS_BAR + GRID * rng.randint(0, room)
-    panel = (left, top, right - 1, top + height - 1)
+    x0, y0, x1, y1 = canvas.scaled((left, top, right, top + height))
+    panel = (x0, y0, x1 - 1, y1 - 1)
     canvas.draw.rounded_rectangle(panel, 10, fill=canvas.theme.panel, outline=canvas.theme.faint)
     title_box = canvas.title_bar(top, left, right)
-    y = top + TITLE_BAR + 2
+    y = title_box[3] + 2
     for end in (rng.uniform(0.5, 0.9), rng.uniform(0.3, 0.8)):
-        stop = left + 9 + round((right - left - 18) * end)
-        canvas.draw.line((left + 9, y, stop, y), fill=canvas.theme.faint, width=3)
+        stop = x0 + 9 + round((x1 - x0 - 18) * end)
+        canvas.draw.line((x0 + 9, y, stop, y), fill=canvas.theme.faint, width=3)
         y += 9
     labels = rng.sample(_button_labels(canvas), count)
     y = top + TITLE_BAR + GRID
@@ -331,5 +339,4 @@ def draw(layout: Layout, rng: Random, look: Look | None = None) -> Screen:
         title_box = canvas.title_bar(STATUS_BAR, layout.margin, layout.width - layout.margin)
         body = {"home": _grid, "list": _list, "form": _form}[layout.family]
         body(canvas, STATUS_BAR + TITLE_BAR)
-    screen = Screen(layout, canvas.image, canvas.title, title_box, tuple(canvas.elements))
-    return screen.on(canvas.image, look.scale, look.scale)
+    return Screen(layout, canvas.image, canvas.title, title_box, tuple(canvas.elements))

@@ -73,11 +73,18 @@ def make_optimizers(trainee: Trainee, rate: float, single: bool) -> list[torch.o
 
 
 def rate_at(step: int, arguments: argparse.Namespace) -> float:
-    """Factor of the learning rate: a warm-up at the start of each phase, a linear end."""
-    begun = step - arguments.vision_steps if step >= arguments.vision_steps else step
-    decay_from = arguments.decay_from * arguments.steps
-    left = (arguments.steps - step) / (arguments.steps - decay_from)
-    return min(1.0, (begun + 1) / WARMUP) * min(1.0, max(left, 0.01))
+    """Factor of the learning rate: a warm-up at the start of each phase, a linear end.
+
+    The encoder's phase has such an end, too, where the encoder is left alone after it.
+    """
+    if step >= arguments.vision_steps:
+        start, end = arguments.vision_steps, arguments.steps
+        decay_from = arguments.decay_from * end
+    else:
+        start, end = 0, arguments.vision_steps
+        decay_from = arguments.decay_from * end if arguments.freeze_from <= end else end
+    left = (end - step) / (end - decay_from) if step > decay_from else 1.0
+    return min(1.0, (step - start + 1) / WARMUP) * max(left, 0.01)
 
 
 @torch.no_grad()

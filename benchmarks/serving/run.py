@@ -4,8 +4,8 @@
     python benchmarks/serving/run.py [PART ...] --work FOLDER
 
 Parts, all by default: startup, clients, overhead, interference, conversation, grammar, phone,
-reliability, soak. Each replaces its own part of benchmarks/results/serving.json, which says what
-machine and commit every part was measured on. Engines are compiled into --work where they are
+reliability, soak, peer. Each replaces its own part of benchmarks/results/serving.json, which says
+what machine and commit every part was measured on. Engines are compiled into --work where they are
 missing: of the reference checkpoint, SmolLM2-135M and the 0.6-billion agent model.
 """
 
@@ -28,6 +28,7 @@ import conversation  # noqa: E402
 import grammar  # noqa: E402
 import interference  # noqa: E402
 import overhead  # noqa: E402
+import peer  # noqa: E402
 import phone  # noqa: E402
 import reliability  # noqa: E402
 import soak  # noqa: E402
@@ -57,21 +58,21 @@ class Engines:
     """Engines in a folder, compiled when they are first wanted."""
 
     def __init__(self, work: Path) -> None:
-        self._work = work
+        self.work = work
 
     def __call__(self, model: str, precision: str = "int8") -> Path:
-        engine = self._work / f"{model}.{precision}"
+        engine = self.work / f"{model}.{precision}"
         if not engine.exists():
             import glmcompile
 
             click.echo(f"compiling {engine.name}", err=True)
-            glmcompile.compile(self._checkpoint(model), engine, precision=precision)
+            glmcompile.compile(self.checkpoint(model), engine, precision=precision)
         return engine
 
-    def _checkpoint(self, model: str) -> Path:
+    def checkpoint(self, model: str) -> Path:
         if model == "reference":
             return HERE.parent.parent / "calibration" / "reference"
-        checkpoint = self._work / f"{model}-checkpoint"
+        checkpoint = self.work / f"{model}-checkpoint"
         if not checkpoint.exists():
             script = HERE.parent / f"{model}.py"
             subprocess.run([sys.executable, str(script), str(checkpoint)], check=True)
@@ -92,6 +93,13 @@ def parts(engines: Engines, quick: bool) -> dict[str, Callable[[], dict[str, Any
         ),
         "reliability": lambda: reliability.measure(engines("reference"), 300 if quick else 3000),
         "soak": lambda: soak.measure(engines("reference"), 2 if quick else 20),
+        "peer": lambda: peer.measure(
+            engines("smollm2"),
+            engines("smollm2", "fp32"),
+            engines.checkpoint("smollm2"),
+            engines.work,
+            1 if quick else 3,
+        ),
     }
 
 

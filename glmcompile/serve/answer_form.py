@@ -12,6 +12,7 @@ from glmcompile.runtime.input_processor import Prompt
 from glmcompile.runtime.prompt import PromptBuilder
 from glmcompile.serve.protocol.structured import one_grammar
 from glmcompile.serve.reasoning import ReasoningFormat, ReasoningParser, reasoning_format
+from glmcompile.serve.tokens import TokenTexts
 from glmcompile.serve.tool_formats import ToolCall, ToolFormat, tool_format
 from glmcompile.serve.tools import Tool, ToolParser, tool_grammar, tool_parameters
 
@@ -51,6 +52,14 @@ class AnswerForm:
         """Tokens that the text must show for its parts to be found."""
         reasoning = self.reasoning.markers if self.reasoning is not None else ()
         return (*reasoning, *(self.tool_format.markers if self.tool_format is not None else ()))
+
+    def reasoning_tokens(self, token_ids: Sequence[int], texts: TokenTexts) -> int:
+        """Tokens of an answer that are its thinking; 0 where that is not told apart."""
+        if self.reasoning is None:
+            return 0
+        return self.reasoning.count_tokens(
+            [texts.encoded(id) for id in token_ids], opened=self.opened
+        )
 
     def parser(self) -> AnswerParser:
         """Of one answer."""

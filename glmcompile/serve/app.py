@@ -11,7 +11,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from glmcompile.runtime.engine import Engine
 from glmcompile.serve import errors
 from glmcompile.serve.metrics import Metrics
-from glmcompile.serve.middleware import ApiKey, RequestContext
+from glmcompile.serve.middleware import ApiKey, RequestContext, TrustedOrigins
 from glmcompile.serve.routes import chat, completions, generate, page, responses, status, tokenize
 from glmcompile.serve.service import Service
 from glmcompile.serve.settings import ServerSettings
@@ -41,6 +41,8 @@ def create_app(
     # The last one added is the outermost.
     if settings.api_key is not None:
         app.add_middleware(ApiKey, key=settings.api_key)
+    elif "*" not in settings.cors_origins:
+        app.add_middleware(TrustedOrigins, origins=settings.cors_origins)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -47,7 +47,11 @@ class ChatAnswer:
         return ChatCompletion(
             **self._shared,
             choices=[self._choice(index, done) for index, done in enumerate(completions)],
-            usage=token_usage([done.usage for done in completions], self._body.n),
+            usage=token_usage(
+                [done.usage for done in completions],
+                self._body.n,
+                sum(self._count_reasoning(done.token_ids) for done in completions),
+            ),
         )
 
     def events(self, exchange: Exchange) -> AsyncGenerator[bytes, None]:
@@ -60,7 +64,11 @@ class ChatAnswer:
             _ChunkWriter(index, self._form, self._texts, self._body.logprobs)
             for index in range(self._body.n)
         ]
-        return chunks(exchange, shared, writers, self._body.stream_options, self._body.n)
+        options, n = self._body.stream_options, self._body.n
+        return chunks(exchange, shared, writers, options, n, self._count_reasoning)
+
+    def _count_reasoning(self, token_ids: Sequence[int]) -> int:
+        return self._form.reasoning_tokens(token_ids, self._texts)
 
     def _choice(self, index: int, done: Completion) -> ChatChoice:
         parts = self._form.split(done.text)

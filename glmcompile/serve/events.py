@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Protocol
 
 from pydantic_core import to_json
@@ -80,10 +80,12 @@ async def chunks(
     writers: Sequence[ChoiceWriter],
     options: StreamOptions | None,
     per_prompt: int,
+    count_reasoning: Callable[[Sequence[int]], int] = lambda token_ids: 0,
 ) -> AsyncGenerator[bytes, None]:
     """A streamed answer in OpenAI's form: chunks with a choice each, counts last, and `[DONE]`.
 
     shared: what all chunks begin with, serialised once. per_prompt: answers of each prompt.
+    count_reasoning: how many of an answer's tokens are thinking.
     """
     options = options or StreamOptions()
     begin = b"data: " + to_json(shared)[:-1] + b',"choices":['
@@ -105,6 +107,8 @@ async def chunks(
         else:
             yield begin + to_json(choice) + b"]}\n\n"
     if options.include_usage and exchange.finished:
-        usage = token_usage(exchange.usages, per_prompt)
+        completions = [exchange.finished[index] for index in sorted(exchange.finished)]
+        reasoning = sum(count_reasoning(done.token_ids) for done in completions)
+        usage = token_usage([done.usage for done in completions], per_prompt, reasoning)
         yield begin + b'],"usage":' + to_json(usage) + b"}\n\n"
     yield DONE

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from starlette.types import Receive
 
 from glmcompile.runtime.engine import Engine
-from glmcompile.runtime.request import Completion, Request, RequestOutput, Usage
+from glmcompile.runtime.request import Completion, Request, RequestOutput
 
 
 class ClientGoneError(Exception):
@@ -103,11 +103,6 @@ class Exchange:
         if self.gone:
             raise ClientGoneError
         return [self.finished[index] for index in sorted(self.finished)]
-
-    @property
-    def usages(self) -> list[Usage]:
-        """Of the finished answers, in their order."""
-        return [self.finished[index].usage for index in sorted(self.finished)]
 
     def close(self) -> None:
         """Give up what is unfinished; nothing is heard of it any more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import logging
 import re
 import time
@@ -10,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -87,6 +89,47 @@ class ApiKey:
                 await error.response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+class TrustedOrigins:
+    """Refuses what other web pages send to a server without a key; everything else has no Origin.
+
+    A page is trusted that came from this server at a numeric address or at localhost, or is named.
+    Any other name may be a stranger's that now resolves to this address (DNS rebinding), and a
+    simple request needs no permission of the server (CORS).
+    """
+
+    def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
+        self._app, self._origins = app, origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            origin = headers.get("origin")
+            if origin is not None and not self._trusts(origin, headers.get("host", "")):
+                error = ApiError(
+                    403,
+                    f"web pages of {origin[:200]} may not call this server; start it with "
+                    "--cors-origin to allow them, or with --api-key",
+                    code="origin_not_allowed",
+                )
+                await error.response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _trusts(self, origin: str, host: str) -> bool:
+        return origin in self._origins or (
+            origin.partition("://")[2] == host.lower() and _is_local(host.lower())
+        )
+
+
+def _is_local(host: str) -> bool:
+    """Whether a Host header is a numeric address or localhost, with or without a port."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
 
 
 def _entry(scope: Scope, state: dict[str, Any], status: int, seconds: float) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,18 @@ class ReasoningFormat:
     @property
     def markers(self) -> tuple[str, ...]:
         return (self.begin, self.end, *(self.answer or ()))
+
+    def count_tokens(self, answer: Sequence[bytes], *, opened: bool) -> int:
+        """How many tokens of an answer are thinking, its markers included.
+
+        answer: each token's text in UTF-8. opened: the prompt has opened the thinking.
+        """
+        whole = b"".join(answer)
+        if not (opened or whole.lstrip().startswith(self.begin.encode())):
+            return 0
+        end = whole.find(self.end.encode())
+        ends = list(accumulate(map(len, answer)))
+        return len(answer) if end < 0 else bisect_left(ends, end + len(self.end.encode())) + 1
 
     def opened_by(self, prompt: str) -> bool:
         """Whether the prompt's last words, written by the template, open the thinking already."""

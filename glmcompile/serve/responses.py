@@ -24,6 +24,7 @@ from glmcompile.serve.protocol.responses import (
     ResponsesRequest,
     ResponseUsage,
 )
+from glmcompile.serve.tokens import TokenTexts
 from glmcompile.serve.tool_formats import ToolCall
 
 
@@ -57,7 +58,9 @@ class ResponseWriter:
         request_id: str,
         created: int,
         model: str,
+        texts: TokenTexts,
     ) -> None:
+        self._form, self._texts = form, texts
         self._parser, self._request_id = form.parser(), request_id
         self._num_events = 0
         self._items: list[OutputItem] = []  # finished ones
@@ -164,7 +167,9 @@ class ResponseWriter:
             update={
                 "status": _status(done),
                 "output": self._items,
-                "usage": ResponseUsage.of(done.usage),
+                "usage": ResponseUsage.of(
+                    done.usage, self._form.reasoning_tokens(done.token_ids, self._texts)
+                ),
                 "incomplete_details": cut if done.finish_reason == "length" else None,
             }
         )

@@ -34,7 +34,7 @@ def test_the_right_actions_solve_every_task_in_the_fewest_steps(split):
 
 def test_the_right_actions_lead_back_from_anywhere():
     rng = Random(0)
-    for phone, task in tasks("evaluation", 24, scales=(1.0,)):
+    for phone, task in tasks("evaluation", 24, scales=(1,)):
         for _ in range(4):
             screen = phone.screen
             phone.act(parse(tap(rng.choice(screen.elements).box, screen.image.size)))

@@ -4,25 +4,25 @@ from random import Random
 
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from calibration.batches import IGNORE, Batch, Packer, collate, draw_batch  # noqa: E402
 from calibration.conversations import (  # noqa: E402
-    as_seen,
     ask_steps,
     draw_mixed_batch,
     history,
     wander,
 )
 from calibration.evaluate import REFERENCE, Reference  # noqa: E402
-from calibration.model import make_processor  # noqa: E402
+from calibration.model import IMAGE_TOKENS  # noqa: E402
 from calibration.muon import Muon, orthogonal  # noqa: E402
 from calibration.network import Trainee, patchify  # noqa: E402
-from calibration.phone import Phone, element_at, parse, sizes_at  # noqa: E402
+from calibration.phone import Phone, sizes_at  # noqa: E402
 from calibration.phone_tasks import SYSTEM, tasks  # noqa: E402
-from calibration.tasks import Sample, tap  # noqa: E402
+from calibration.tasks import Sample  # noqa: E402
 from calibration.words import WORDS  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
@@ -88,7 +88,7 @@ def test_packed_questions_score_as_single_requests(reference, trainee):
 @torch.no_grad()
 def test_packed_conversations_score_as_requests_with_their_turns(reference, trainee):
     packer = Packer(reference.processor.tokenizer)
-    phone, task = next(pair for pair in tasks("train", 6, scales=(1.0,)) if pair[1].path[1:])
+    phone, task = next(pair for pair in tasks("train", 6, scales=(1,)) if pair[1].path[1:])
     turns = wander(phone, task, 2, Random(0))
     asked = ask_steps(phone, task, 3, Random(1))
     batch = collate([phone.screen], [asked], packer, [history(turns)])
@@ -122,25 +122,22 @@ def test_the_label_to_fetch_is_the_one_that_the_answer_is_about():
     assert seen > 5
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.0, 3.0])
-def test_screens_are_trained_on_as_the_processor_gives_them(reference, scale):
-    processor = make_processor(reference.processor.tokenizer).image_processor
+@pytest.mark.parametrize("scale", [1, 2, 3])
+def test_the_processor_leaves_screens_of_every_scale_as_they_are(reference, scale):
     for size in sizes_at(scale):
-        screen = Phone("train", 0, scale, size).screen
-        seen = as_seen(screen)
-        inputs = processor(screen.image, return_tensors="pt")
-        assert inputs["image_grid_thw"][0].tolist() == [
-            1,
-            *(n // 14 for n in seen.image.size[::-1]),
-        ]
-        picture = torch.from_numpy(np.array(seen.image))[None]
-        torch.testing.assert_close(patchify(picture), inputs["pixel_values"], atol=0.02, rtol=0)
-        for before, after in zip(screen.elements, seen.elements, strict=True):
-            hit = element_at(screen, parse(tap(after.box, seen.image.size)).point)
-            assert hit.label == before.label
-            x0, y0, x1, y1 = after.box
-            assert 0 <= x0 < x1 <= seen.image.width
-            assert 0 <= y0 < y1 <= seen.image.height
+        image = Phone("train", 0, scale, size).screen.image
+        inputs = reference.processor.image_processor(image, return_tensors="pt")
+        assert inputs["image_grid_thw"].tolist() == [[1, image.height // 14, image.width // 14]]
+        pixels = patchify(torch.from_numpy(np.array(image))[None])
+        torch.testing.assert_close(pixels, inputs["pixel_values"], atol=1e-5, rtol=0)
+
+
+def test_the_processor_scales_screenshots_down_to_what_was_trained(reference):
+    inputs = reference.processor.image_processor(
+        Image.new("RGB", (1080, 2400)), return_tensors="pt"
+    )
+    _, rows, columns = inputs["image_grid_thw"][0].tolist()
+    assert 0.9 * IMAGE_TOKENS < rows * columns // 4 <= IMAGE_TOKENS
 
 
 def test_muon_makes_updates_orthogonal():

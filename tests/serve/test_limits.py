@@ -92,6 +92,34 @@ def test_pages_of_friendly_origins_alone_may_call(
     assert "access-control-allow-origin" not in preflight(server, "https://friend.example").headers
 
 
+def test_without_a_key_other_pages_are_refused(
+    server: ServerThread, serve: Callable[..., ServerThread]
+) -> None:
+    own = server.url.removeprefix("http://")
+    port = own.partition(":")[2]
+
+    def status(running: ServerThread, origin: str, host: str) -> int:
+        headers = {"origin": origin, "host": host}
+        return running.post("/tokenize", {"prompt": "a"}, headers=headers).status_code
+
+    assert status(server, server.url, own) == 200
+    assert status(server, f"http://localhost:{port}", f"LOCALHOST:{port}") == 200
+    assert status(server, f"http://[::1]:{port}", f"[::1]:{port}") == 200
+    refused = (
+        ("http://evil.example", own),  # a page that sends without asking
+        (f"http://evil.example:{port}", f"evil.example:{port}"),  # DNS rebinding
+        ("http://127.0.0.1:1", own),
+        ("null", own),
+        ("http://[", "["),
+        ("", ""),
+    )
+    for origin, host in refused:
+        assert status(server, origin, host) == 403, (origin, host)
+    friendly = serve(cors_origins=("https://friend.example",))
+    assert status(friendly, "https://friend.example", own) == 200
+    assert status(friendly, "https://other.example", own) == 403
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
 def test_json_must_be_called_json(server: ServerThread, kind: str) -> None:
     """A page of another origin can send the other types without asking first."""

@@ -42,6 +42,22 @@ def test_answers_are_split_at_the_markers(text: str, expected: tuple[str, str]) 
 
 
 @pytest.mark.parametrize(
+    ("tokens", "opened", "expected"),
+    [
+        (["<think>", "So", ".", "</think>", "Yes"], False, 4),
+        (["<th", "ink>So", ".</", "think>Yes", "."], False, 4),
+        (["\n", "<think>", "So"], False, 3),
+        (["Yes", "<think>", "</think>"], False, 0),
+        (["So", "</think>", "Yes", "</think>"], True, 2),
+        (["So", "Yes"], True, 2),
+        ([], False, 0),
+    ],
+)
+def test_tokens_of_the_thinking_are_counted(tokens: list[str], opened: bool, expected: int) -> None:
+    assert THINK.count_tokens([each.encode() for each in tokens], opened=opened) == expected
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("So.\n</think>\nYes.", ("So.", "Yes.")),

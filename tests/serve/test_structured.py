@@ -226,15 +226,19 @@ def test_a_form_begins_after_the_thinking(serve: Callable[..., ServerThread]) ->
     running = serve(THINKS)
     options = {"chat_template_kwargs": {"opening": "<think>"}, "include_reasoning": True}
     form = {"structured_outputs": {"choice": ["yes", "no"]}}
-    thinking = running.post(CHAT, chat(**options, **form)).json()["choices"][0]
+    whole = running.post(CHAT, chat(**options, **form)).json()
+    thinking, usage = whole["choices"][0], whole["usage"]
     assert thinking["message"]["reasoning_content"]
+    assert usage["completion_tokens_details"]["reasoning_tokens"] == usage["completion_tokens"] > 0
     assert thinking["message"]["content"] == ""
     assert thinking["finish_reason"] == "length"
     dropped = chat(**{**options, "include_reasoning": False}, **form)
     message = running.post(CHAT, dropped).json()["choices"][0]["message"]
     assert message["content"] == ""
     assert message["reasoning_content"] is None
-    pieces = running.events(CHAT, chat(**options, **form, stream=True))[:-1]
+    counted = {"stream": True, "stream_options": {"include_usage": True}}
+    *pieces, last, _ = running.events(CHAT, chat(**options, **form, **counted))
+    assert last["usage"]["completion_tokens_details"] == usage["completion_tokens_details"]
     streamed = [piece["choices"][0]["delta"].get("reasoning_content", "") for piece in pieces]
     assert "".join(streamed) == thinking["message"]["reasoning_content"]
     assert len(streamed) > 3

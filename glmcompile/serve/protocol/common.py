@@ -141,6 +141,10 @@ class PromptTokensDetails(BaseModel):
     image_tokens: int
 
 
+class CompletionTokensDetails(BaseModel):
+    reasoning_tokens: int
+
+
 class TokenUsage(BaseModel):
     """Token counts of all answers of a request; a prompt counts once."""
 
@@ -148,9 +152,12 @@ class TokenUsage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
-def token_usage(usages: Sequence[Usage], per_prompt: int = 1) -> TokenUsage:
+def token_usage(
+    usages: Sequence[Usage], per_prompt: int = 1, reasoning_tokens: int = 0
+) -> TokenUsage:
     """Counts of all answers. usages: prompt by prompt, `per_prompt` answers of each."""
     prompts = usages[::per_prompt]
     prompt_tokens = sum(usage.prompt_tokens for usage in prompts)
@@ -163,4 +170,5 @@ def token_usage(usages: Sequence[Usage], per_prompt: int = 1) -> TokenUsage:
             cached_tokens=sum(usage.cached_tokens for usage in prompts),
             image_tokens=sum(usage.image_tokens for usage in prompts),
         ),
+        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=reasoning_tokens),
     )

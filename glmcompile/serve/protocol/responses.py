@@ -206,12 +206,12 @@ class ResponseUsage(BaseModel):
     total_tokens: int
 
     @classmethod
-    def of(cls, usage: Usage) -> ResponseUsage:
+    def of(cls, usage: Usage, reasoning_tokens: int) -> ResponseUsage:
         return cls(
             input_tokens=usage.prompt_tokens,
             input_tokens_details=InputTokensDetails(cached_tokens=usage.cached_tokens),
             output_tokens=usage.completion_tokens,
-            output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
+            output_tokens_details=OutputTokensDetails(reasoning_tokens=reasoning_tokens),
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
         )
 

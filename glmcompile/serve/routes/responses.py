@@ -26,7 +26,7 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     form = body.form(service.forms, prompt)
     params = body.params(service.defaults, form.grammar)
     id = request.state.request_id
-    writer = ResponseWriter(body, form, params, id, int(time.time()), model)
+    writer = ResponseWriter(body, form, params, id, int(time.time()), model, service.texts)
     exchange = await service.begin(
         request, body, [prompt], params, streamed=body.stream, shown=form.markers
     )
