@@ -107,8 +107,7 @@ async def chunks(
         else:
             yield begin + to_json(choice) + b"]}\n\n"
     if options.include_usage and exchange.finished:
-        completions = [exchange.finished[index] for index in sorted(exchange.finished)]
-        reasoning = sum(count_reasoning(done.token_ids) for done in completions)
-        usage = token_usage([done.usage for done in completions], per_prompt, reasoning)
+        reasoning = sum(count_reasoning(done.token_ids) for done in exchange.answers)
+        usage = token_usage([done.usage for done in exchange.answers], per_prompt, reasoning)
         yield begin + b'],"usage":' + to_json(usage) + b"}\n\n"
     yield DONE

@@ -102,6 +102,11 @@ class Exchange:
                 raise item.output.error
         if self.gone:
             raise ClientGoneError
+        return self.answers
+
+    @property
+    def answers(self) -> list[Completion]:
+        """The finished ones so far, in their order."""
         return [self.finished[index] for index in sorted(self.finished)]
 
     def close(self) -> None:
