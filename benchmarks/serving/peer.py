@@ -35,6 +35,12 @@ CLIENTS = (1, 4, 16)
 WORKLOAD = Workload(input_tokens=Span(256, 256), output_tokens=Span(64, 64), ignore_eos=True)
 SLOT_TOKENS = 1024  # of llama.cpp's context for each client
 COMPARED_TOKENS = 16
+UNUSED = (  # of what llama.cpp builds
+    "LLAMA_USE_PREBUILT_UI",
+    "LLAMA_OPENSSL",
+    "LLAMA_BUILD_TESTS",
+    "LLAMA_BUILD_EXAMPLES",
+)
 QUESTIONS = (
     "Write one sentence about the sea.",
     "What is the capital of France?",
@@ -176,7 +182,7 @@ def build_server(venvs: Path) -> Path:
     if not binary.exists():
         cmake = [str(folder / "bin" / "cmake")]
         source = folder / "source" / "vendor" / "llama.cpp"
-        options = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DLLAMA_CURL=OFF"]
+        options = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", *(f"-D{o}=OFF" for o in UNUSED)]
         subprocess.run([*cmake, "-S", str(source), "-B", str(built), *options], check=True)
         subprocess.run(
             [*cmake, "--build", str(built), "--target", "llama-server", "-j", "2"], check=True
