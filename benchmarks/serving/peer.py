@@ -146,8 +146,9 @@ def _answers(engine: Path) -> list[Any]:
 
 def _ask(server: Server) -> list[str]:
     texts = []
+    model = json.loads(server.get("/v1/models"))["data"][0]["id"]
     for question in QUESTIONS:
-        body = {**_chat(question), "model": "any"}
+        body = {**_chat(question), "model": model}
         status, answer = server.post("/v1/chat/completions", json.dumps(body).encode())
         if status != 200:
             raise RuntimeError(f"{server.url}: status {status}: {answer}")
