@@ -1,7 +1,13 @@
-"""Four streams decode while a screenshot is encoded and prefilled: who waits for whom."""
+"""Four streams decode while a screenshot is encoded and prefilled: who waits for whom.
+
+A token costs more the longer an answer has grown, so the times without the screenshot are taken
+before it and after it. The streams say a few words of ASCII over and over: a random model's own
+tokens are often parts of a character, which a server holds back until it is whole.
+"""
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -13,6 +19,7 @@ from server import Answer, Server, served, stream
 
 STREAMS = 4
 QUIET_SECONDS = 6.0
+SETTLE_SECONDS = 1.5  # after a change of load
 
 
 def measure(engine: Path, repetitions: int) -> dict[str, Any]:
@@ -34,6 +41,10 @@ def measure(engine: Path, repetitions: int) -> dict[str, Any]:
 
 def run(server: Server, seed: int) -> dict[str, Any]:
     alone = ask_about(server, seed).ttft
+    words = json.dumps({"prompt": " one two three four five six seven eight"}).encode()
+    status, tokens = server.post("/tokenize", words)
+    if status != 200:
+        raise RuntimeError(f"status {status}: {tokens}")
     answers: list[Answer] = []
     stop = threading.Event()
 
@@ -46,6 +57,7 @@ def run(server: Server, seed: int) -> dict[str, Any]:
                     "max_tokens": 6000,
                     "temperature": 0,
                     "ignore_eos": True,
+                    "logit_bias": {str(token): 100 for token in tokens["tokens"]},
                 },
                 stop,
             )
@@ -57,13 +69,17 @@ def run(server: Server, seed: int) -> dict[str, Any]:
     time.sleep(QUIET_SECONDS)
     began = time.perf_counter()
     shown = ask_about(server, seed + 1)
+    ended = time.perf_counter()
+    time.sleep(QUIET_SECONDS)
     stop.set()
     for thread in threads:
         thread.join()
     first = shown.times[0]
     if any(answer.finish_reason for answer in answers):
         raise RuntimeError("a stream ended before the screenshot's first token; make them longer")
-    without = gaps(answers, began - QUIET_SECONDS + 1.5, began)
+    before = gaps(answers, began - QUIET_SECONDS + SETTLE_SECONDS, began)
+    after = gaps(answers, ended + SETTLE_SECONDS, ended + QUIET_SECONDS)
+    without = np.concatenate([before, after])
     beside = gaps(answers, began, first)
 
     def percentiles(q: int) -> dict[str, float]:

@@ -43,9 +43,10 @@ class ServerClient:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     async def __aenter__(self) -> ServerClient:
-        # As many connections as requests are under way, whatever the number.
+        # One for each request, whatever their number: some servers close a connection that was kept
+        # without saying so, and whoever writes into it meanwhile would count a failure.
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
             headers=self._headers,
             timeout=aiohttp.ClientTimeout(total=self._timeout),
         )
