@@ -183,7 +183,11 @@ def build_server(venvs: Path) -> Path:
     if not binary.exists():
         cmake = [str(folder / "bin" / "cmake")]
         source = folder / "source" / "vendor" / "llama.cpp"
-        options = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", *(f"-D{o}=OFF" for o in UNUSED)]
+        options = [
+            "-DCMAKE_BUILD_TYPE=Release",
+            "-DGGML_NATIVE=ON",
+            *(f"-D{o}=OFF" for o in UNUSED),
+        ]
         subprocess.run([*cmake, "-S", str(source), "-B", str(built), *options], check=True)
         subprocess.run(
             [*cmake, "--build", str(built), "--target", "llama-server", "-j", "2"], check=True
