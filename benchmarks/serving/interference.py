@@ -76,7 +76,7 @@ def run(server: Server, seed: int) -> dict[str, Any]:
         thread.join()
     first = shown.times[0]
     if any(answer.finish_reason for answer in answers):
-        raise RuntimeError("a stream ended before the screenshot's first token; make them longer")
+        raise RuntimeError("a stream ended before the measurement; make them longer")
     before = gaps(answers, began - QUIET_SECONDS + SETTLE_SECONDS, began)
     after = gaps(answers, ended + SETTLE_SECONDS, ended + QUIET_SECONDS)
     without = np.concatenate([before, after])
