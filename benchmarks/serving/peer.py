@@ -216,7 +216,6 @@ def llama_server(binary: Path, model: Path) -> Iterator[Server]:
     command = [str(binary), "--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
     command += ["--parallel", str(slots), "--ctx-size", str(slots * SLOT_TOKENS)]
     command += ["--threads", threads, "--threads-batch", threads, "--jinja"]
-    command += ["--threads-http", str(4 * slots)]
     log = model.with_suffix(".log")
     with log.open("wb") as file:
         began = time.perf_counter()

@@ -57,6 +57,9 @@ def measure(engine: Path, minutes: float) -> dict[str, Any]:
             "settled": float(settled[0, 1]),
             "end": float(settled[-1, 1]),
             "largest": float(settled[:, 1].max()),
+            "every_minute": [
+                float(row[1]) for row in samples[:: max(1, len(samples) // int(minutes))]
+            ],
         },
         "soak_memory_growth_mb": float(slope * (settled[-1, 0] - settled[0, 0])),
         "left_kv_usage": kv_usage,
