@@ -1,19 +1,15 @@
-"""The engine directory: its manifest, how it is verified on opening and written without halves.
+"""The engine directory: its manifest, and how it is verified on opening.
 
 Layout: one graph per component (`<component>.onnx`), `weights.bin` (external data of all graphs),
-the tokenizer's files, and `manifest.json`, which lists every other file with its SHA-256.
+the tokenizer's files, and `manifest.json`, which lists every other file with its SHA-256 and ends
+with its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +18,9 @@ from glmcompile.config import ModelConfig
 from glmcompile.errors import ArtifactError
 from glmcompile.families import supported
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
+OWN_HASH = "sha256"  # the manifest's entry for itself
 WEIGHTS = "weights.bin"
 CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER = "tokenizer.json"
@@ -93,47 +90,22 @@ def open_artifact(path: str | Path, verify: bool = True) -> Artifact:
                 else "compile the checkpoint again."
             )
         )
+    if manifest.get(OWN_HASH) != _own_hash(manifest):
+        raise ArtifactError(
+            f"{manifest_path}: its SHA-256 differs from the one at its end; "
+            "the manifest was altered, copy the engine again or recompile."
+        )
     _check_cpu(path, manifest["required_cpu_features"])
     for name, entry in manifest["files"].items():
         _check_file(path / name, entry, verify)
     return Artifact(path, manifest)
 
 
-@contextmanager
-def staged(output: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """A directory that becomes `output` when the block ends, and vanishes if it raises.
+def check_free(output: Path, overwrite: bool) -> None:
+    """Raises ArtifactError where something stands at `output` that may not be replaced.
 
-    overwrite: replace an engine that stands at `output`; anything else there is never touched.
-    Raises ArtifactError when `output` is taken or cannot be written, or the disk is full.
+    overwrite: an engine may; anything else there is never touched.
     """
-    output = Path(output)
-    try:
-        _check_free(output, overwrite)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    except OSError as error:
-        raise ArtifactError(
-            f"{output}: cannot write there ({error.strerror}); choose another output."
-        ) from error
-    try:
-        stage.chmod(0o755)
-        yield stage
-        if output.is_dir():
-            shutil.rmtree(output)
-        os.replace(stage, output)
-    except OSError as error:
-        if error.errno not in (28, 122):  # ENOSPC, EDQUOT
-            raise
-        free = shutil.disk_usage(output.parent).free / 2**20
-        raise ArtifactError(
-            f"{output}: the disk is full ({free:.0f} MiB free); nothing was written. "
-            "Free some space or choose another output."
-        ) from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _check_free(output: Path, overwrite: bool) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     replaceable = (output / MANIFEST).is_file()
@@ -157,7 +129,14 @@ def write_manifest(stage: Path, model: ModelConfig, record: dict[str, Any]) -> N
         **record,
         "files": files,
     }
+    manifest[OWN_HASH] = _own_hash(manifest)
     (stage / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _own_hash(manifest: dict[str, Any]) -> str:
+    """SHA-256 over the manifest without its own hash, written without spaces."""
+    rest = {name: value for name, value in manifest.items() if name != OWN_HASH}
+    return hashlib.sha256(json.dumps(rest, separators=(",", ":")).encode()).hexdigest()
 
 
 def sha256(file: Path) -> str:
