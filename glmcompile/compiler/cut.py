@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 BEGIN, END = "begin", "end"
+# Whether these lie before a cut or behind it makes no difference to what crosses.
+REARRANGING = ("Squeeze", "Unsqueeze", "Reshape", "Transpose")
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def _sink(
     stages: dict[ir.Node, int],
     is_parameter: Callable[[ir.Value | None], bool],
 ) -> None:
-    """Moves nodes that serve one later segment alone into it, where their inputs go anyway.
+    """Moves nodes that serve later segments alone into the first of them, where their inputs go
+    anyway.
 
     A residual stream is then the only large value between two layers.
     """
@@ -117,17 +120,20 @@ def _sink(
         users = [stages[use.node] for output in outputs for use in output.uses()]
         if not users or (target := min(users)) <= stage:
             continue
-        if all(_goes_to(value, node, target, stages) for value in node.inputs):
+        inputs = [value for value in node.inputs if _stage(value, stages) > 0]
+        elsewhere = [
+            [stages[use.node] for use in value.uses() if use.node is not node]  # type: ignore[union-attr]
+            for value in inputs
+        ]
+        goes_anyway = [bool(others) and max(others) >= target for others in elsewhere]
+        serves = [goes or not others for goes, others in zip(goes_anyway, elsewhere, strict=True)]
+        if all(serves) and (any(goes_anyway) or node.op_type in REARRANGING):
             stages[node] = target
 
 
-def _goes_to(
-    value: ir.Value | None, node: ir.Node, target: int, stages: Mapping[ir.Node, int]
-) -> bool:
-    if value is None or value.producer() is None or stages[value.producer()] == 0:  # type: ignore[index]
-        return True
-    others = [stages[use.node] for use in value.uses() if use.node is not node]
-    return not others or max(others) >= target
+def _stage(value: ir.Value | None, stages: Mapping[ir.Node, int]) -> int:
+    producer = value.producer() if value is not None else None
+    return stages[producer] if producer is not None else 0
 
 
 def _crossing(

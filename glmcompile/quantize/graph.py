@@ -248,7 +248,7 @@ def _convert_cache(model: ir.Model, statistics: Statistics) -> None:
                 partial(_cache_scale, statistics, observation, heads),
             )
             node.replace_input_with(position, value)
-            pool.dtype = ir.DataType.INT8
+            pool.type = ir.TensorType(ir.DataType.INT8)
             kind = f"{name[0]}_quant_type"
             node.attributes[kind] = ir.AttrString(kind, "PER_CHANNEL")
 
