@@ -39,7 +39,7 @@ from glmcompile.compiler.reference import component_layers
 from glmcompile.compiler.samples import Sample
 from glmcompile.compiler.store import Store
 from glmcompile.export import export_component
-from glmcompile.export.save import Place, WeightsWriter, external, is_external, save_graph
+from glmcompile.export.save import Place, WeightsWriter, is_external, save_graph
 from glmcompile.passes import simplify
 from glmcompile.progress import Progress
 from glmcompile.quantize.graph import quantize_graph
@@ -176,7 +176,7 @@ class _ComponentCompiler:
         differences: list[Difference] = []
         if self._observed_segments is not None:
             observed = self._observed_segments[number]
-            session = self._open(observed, _read_weights(observed))
+            session = _Opened(observed, _read_weights(observed))
             differences += self._compare(observed, _run(session, self._compared, self._floats))
             np.savez(statistics, **self._observe(session))  # type: ignore[arg-type]
             del session
@@ -187,7 +187,7 @@ class _ComponentCompiler:
             if name not in self.places
         }
         self._work.checkpoint.release()
-        session = self._open(segment, self._mapped(segment, self.places | places))
+        session = _Opened(segment, self._mapped(segment, self.places | places))
         errors = []
         if self._observed_segments is None:
             differences += self._compare(segment, _run(session, self._compared, self._floats))
@@ -199,20 +199,6 @@ class _ComponentCompiler:
             "parity": [each.to_json() for each in differences],
             "shipped": [each.to_json() for each in errors],
         }
-
-    def _open(self, segment: Segment, weights: Arrays) -> ort.InferenceSession:
-        """A session on a segment whose outside weights are these arrays."""
-        kept = {value: value.const_value for value in segment.model.graph.initializers.values()}
-        try:
-            for value in kept:
-                if value.name in weights:
-                    nowhere = Place(0, weights[str(value.name)].nbytes, "")
-                    value.const_value = external(value, nowhere, self._work.store.engine)
-            model = ir.to_proto(segment.model).SerializeToString()
-        finally:
-            for value, tensor in kept.items():
-                value.const_value = tensor
-        return open_session(model, weights=weights)
 
     def _mapped(self, segment: Segment, places: Mapping[str, Place]) -> Arrays:
         """A segment's weights as they lie in the engine."""
@@ -228,7 +214,7 @@ class _ComponentCompiler:
             for name, tensor in _outside(segment).items()
         }
 
-    def _observe(self, session: ort.InferenceSession) -> Arrays:
+    def _observe(self, session: _Opened) -> Arrays:
         """Largest magnitudes, per channel, of what the segment observes in the calibration."""
         largest: Arrays = {}
         for _, outputs in _run(session, self._calibration, self._floats):
@@ -267,7 +253,7 @@ class _ComponentCompiler:
     def _last(self) -> Segment:
         return (self._observed_segments or self._shipped_segments)[-1]
 
-    def _verify(self, segment: Segment, session: ort.InferenceSession) -> list[ShippedError]:
+    def _verify(self, segment: Segment, session: _Opened) -> list[ShippedError]:
         """Errors of the shipped segment on the packed samples: alone, and behind the others."""
         [packed] = [call for call in self._compared if call.name == "packed"]
         [(_, alone)] = _run(session, [packed], self._floats, keep=False)
@@ -311,52 +297,74 @@ class _ComponentCompiler:
         self._work.torch.drop([self._shipped_segments[number].name])
 
 
+class _Opened:
+    """A segment that runs on weights where they lie.
+
+    They are inputs of its graph: of initializers, even those given in memory, ONNX Runtime would
+    make copies.
+    """
+
+    def __init__(self, segment: Segment, weights: Arrays) -> None:
+        model = segment.model.clone()
+        for name in weights:
+            value = model.graph.initializers.pop(name)
+            value.const_value = None
+            model.graph.inputs.append(value)
+        self._session = open_session(ir.to_proto(model).SerializeToString())
+        self._weights = {
+            name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()
+        }
+        self._arrays = weights  # which the values above point into
+        self.outputs = [each.name for each in self._session.get_outputs()]
+        self.pools = {
+            each.name: (BLOCK_SIZE, *each.shape[2:])
+            for each in self._session.get_inputs()
+            if is_cache(each.name)
+        }
+        self.inputs = [
+            each.name
+            for each in self._session.get_inputs()
+            if each.name not in weights and each.name not in self.pools
+        ]
+        self.cache_dtype = cache_dtype(self._session) if self.pools else np.dtype(np.float32)
+
+    def __call__(self, feeds: Mapping[str, ort.OrtValue]) -> list[NDArray[Any]]:
+        outputs = self._session.run_with_ort_values(self.outputs, {**feeds, **self._weights})
+        return [output.numpy() for output in outputs]
+
+
 def _run(
-    session: ort.InferenceSession,
-    calls: Sequence[Call],
-    values: Activations,
-    keep: bool = True,
+    segment: _Opened, calls: Sequence[Call], values: Activations, keep: bool = True
 ) -> list[tuple[Call, Arrays]]:
     """Run calls in order; each takes from `values` what its feeds lack.
 
     keep: write the outputs to `values`; they come back mapped then, so that calls take no memory
         once they are done.
     """
-    pools: dict[tuple[str, str], ort.OrtValue] = {}
-    names = [each.name for each in session.get_outputs()]
-    inputs = session.get_inputs()
+    pools: dict[str, dict[str, ort.OrtValue]] = {}
     results = []
-    for call in calls:
-        feeds = {}
-        for each in inputs:
-            if is_cache(each.name):
-                key = (call.caches, each.name)
-                if key not in pools:
-                    shape = (call.blocks, *_pool_shape(each))
-                    pool = np.zeros(shape, cache_dtype(session))
-                    pools[key] = ort.OrtValue.ortvalue_from_numpy(pool)
-                feeds[each.name] = pools[key]
-            else:
-                array = _given(call, each.name, values)
-                feeds[each.name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    for number, call in enumerate(calls):
+        if segment.pools and call.caches not in pools:
+            pools[call.caches] = {
+                name: _value(np.zeros((call.blocks, *shape), segment.cache_dtype))
+                for name, shape in segment.pools.items()
+            }
+        feeds = {name: _value(_given(call, name, values)) for name in segment.inputs}
         outputs: Arrays = {}
-        found = session.run_with_ort_values(names, feeds)
-        for name, value in zip(names, found, strict=True):
-            array = value.numpy()
+        found = segment(feeds | pools.get(call.caches, {}))
+        for name, array in zip(segment.outputs, found, strict=True):
+            outputs[name] = array
             if keep and not name.startswith(PREFIX):
                 values.write(call.name, name, array)
-                array = values.read(call.name, name)
-            outputs[name] = array
+                outputs[name] = values.read(call.name, name)
         results.append((call, outputs))
-        others = {each.caches for each in calls[len(results) :]}
-        pools = {key: pool for key, pool in pools.items() if key[0] in others}
+        later = {each.caches for each in calls[number + 1 :]}
+        pools = {name: pool for name, pool in pools.items() if name in later}
     return results
 
 
-def _pool_shape(pool: ort.NodeArg) -> tuple[int, int, int]:
-    """Block size, heads and head size of a layer's pool."""
-    _, _, heads, head_size = pool.shape
-    return BLOCK_SIZE, heads, head_size
+def _value(array: NDArray[Any]) -> ort.OrtValue:
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
 def _given(call: Call, name: str, values: Activations) -> NDArray[Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import onnx_ir as ir
 
 from glmcompile.artifact import WEIGHTS
@@ -63,7 +64,7 @@ class WeightsWriter:
         if hasattr(tensor, "tofile"):
             tensor.tofile(hashing)
         else:
-            hashing.write(tensor.tobytes())
+            hashing.write(np.ascontiguousarray(tensor.numpy()).data)
         place = Place(offset, tensor.nbytes, hashing.hexdigest())
         known = self._by_content.setdefault(place.digest, place)
         if known != place:  # stored before under another name: take this copy back

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from glmcompile.errors import NativeLibraryError
 from glmcompile.native import library_path
@@ -20,16 +17,11 @@ def default_threads() -> int:
 
 
 def open_session(
-    graph: Path | bytes,
-    threads: int | None = None,
-    profile: Path | None = None,
-    weights: Mapping[str, NDArray[Any]] | None = None,
+    graph: Path | bytes, threads: int | None = None, profile: Path | None = None
 ) -> ort.InferenceSession:
     """Open a component graph on ONNX Runtime's CPU provider.
 
     graph: its file, or the serialized model itself.
-    weights: arrays in place of initializers that the graph says lie outside; the session computes
-        with them where they are, keeps them alive and makes no second form of them.
     threads: size of the intra-op pool, the calling thread included; None means every usable core.
     profile: prefix of the JSON trace that ONNX Runtime writes when the session ends.
     Raises NativeLibraryError where the custom-op library is missing or refused.
@@ -44,10 +36,6 @@ def open_session(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    if weights:
-        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
-        options.add_external_initializers(list(weights), values)
-        options.add_session_config_entry("session.disable_prepacking", "1")
     library = library_path()
     try:
         options.register_custom_ops_library(str(library))
@@ -57,6 +45,4 @@ def open_session(
             "Reinstall glmcompile so that the library is built for this machine."
         ) from error
     source = graph if isinstance(graph, bytes) else str(graph)
-    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    session.weights = weights  # ONNX Runtime reads them where they are
-    return session
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

