@@ -6,11 +6,11 @@
     python benchmarks/full_size.py resume CHECKPOINT --work FOLDER
     python benchmarks/full_size.py step --work FOLDER
 
-`checkpoint` writes the published configuration of GLM-4.1V-9B: 40 decoder layers of width 4096 with
-32 heads and 2 of keys and values, 24 vision layers of width 1536, a vocabulary of 151,552. The words
-are SmolLM2's with GLM-4V's special tokens; what the model says is noise. `compile` measures memory,
-disk and time of `glmcompile compile`; `resume` kills one at random moments and compares the bytes of
-what it ends with; `step` is one agent step on the engine. Each adds its part to
+`checkpoint` writes the published configuration of GLM-4.1V-9B: 40 decoder layers of width 4096
+with 32 heads and 2 of keys and values, 24 vision layers of width 1536, a vocabulary of 151,552. The
+words are SmolLM2's with GLM-4V's special tokens; what the model says is noise. `compile` measures
+memory, disk and time of `glmcompile compile`; `resume` kills one at random moments and compares
+the bytes of what it ends with; `step` is one agent step on the engine. Each adds its part to
 benchmarks/results/full_size.json.
 """
 

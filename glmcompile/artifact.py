@@ -90,7 +90,7 @@ def open_artifact(path: str | Path, verify: bool = True) -> Artifact:
                 else "compile the checkpoint again."
             )
         )
-    if manifest.get(OWN_HASH) != _own_hash(manifest):
+    if manifest.get(OWN_HASH) != own_hash(manifest):
         raise ArtifactError(
             f"{manifest_path}: its SHA-256 differs from the one at its end; "
             "the manifest was altered, copy the engine again or recompile."
@@ -101,14 +101,19 @@ def open_artifact(path: str | Path, verify: bool = True) -> Artifact:
     return Artifact(path, manifest)
 
 
-def check_free(output: Path, overwrite: bool) -> None:
+def check_free(output: Path, overwrite: bool = False) -> None:
     """Raises ArtifactError where something stands at `output` that may not be replaced.
 
     overwrite: an engine may; anything else there is never touched.
     """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    replaceable = (output / MANIFEST).is_file()
+    try:
+        if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+            return
+        replaceable = (output / MANIFEST).is_file()
+    except OSError as error:
+        raise ArtifactError(
+            f"{output}: cannot write there ({error.strerror}); choose another output."
+        ) from error
     if not (overwrite and replaceable):
         raise ArtifactError(
             f"{output}: already exists; choose another output"
@@ -129,11 +134,11 @@ def write_manifest(stage: Path, model: ModelConfig, record: dict[str, Any]) -> N
         **record,
         "files": files,
     }
-    manifest[OWN_HASH] = _own_hash(manifest)
+    manifest[OWN_HASH] = own_hash(manifest)
     (stage / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def _own_hash(manifest: dict[str, Any]) -> str:
+def own_hash(manifest: dict[str, Any]) -> str:
     """SHA-256 over the manifest without its own hash, written without spaces."""
     rest = {name: value for name, value in manifest.items() if name != OWN_HASH}
     return hashlib.sha256(json.dumps(rest, separators=(",", ":")).encode()).hexdigest()

@@ -9,7 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from glmcompile.artifact import CHAT_TEMPLATE, FORMAT_VERSION, TOKENIZER, write_manifest
+from glmcompile.artifact import (
+    CHAT_TEMPLATE,
+    FORMAT_VERSION,
+    TOKENIZER,
+    check_free,
+    write_manifest,
+)
 from glmcompile.calibrate.samples import (
     CalibrationSample,
     bundled_samples,
@@ -63,6 +69,7 @@ def compile_checkpoint(
         raise GlmcompileError(f"target {target}: expected one of {', '.join(TARGETS)}.")
     if kv_dtype is not None and kv_dtype not in KV_DTYPES:
         raise GlmcompileError(f"KV cache type {kv_dtype}: expected one of {', '.join(KV_DTYPES)}.")
+    check_free(Path(output), overwrite)
     progress = progress or Silent()
     plan = _plan(precision, recipe, kv_dtype)
     source = open_checkpoint(checkpoint)
@@ -130,7 +137,8 @@ def _compile(
     before: Activations | None = None
     for component in source.family.components:
         compiled.append(compile_component(work, component, before))
-        before = activations(store, component)
+        quantized = plan is not None and plan.inputs == "quantized"
+        before = activations(store, component, "shipped" if quantized else "float32")
     return compiled
 
 

@@ -6,7 +6,7 @@ holds, and an interrupted compile goes on at the layer it was in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -130,14 +130,13 @@ class _ComponentCompiler:
         self._statistics = statistics
         self._shipped_segments = cut(shipped, self._layers)
         self._observed_segments = cut(observed, self._layers) if observed is not None else None
-        self._compared = compared_calls(
-            work.checkpoint, component, work.compared, work.torch
-        )
+        self._compared = compared_calls(work.checkpoint, component, work.compared, work.torch)
         self._calibration = (
             calibration_calls(work.checkpoint, component, work.calibration, before)
             if observed is not None
             else []
         )
+        self._on_quantized = work.plan is not None and work.plan.inputs == "quantized"
         self._floats = activations(work.store, component)
         self._ships = activations(work.store, component, "shipped")
         self.places: dict[str, Place] = {}
@@ -193,6 +192,9 @@ class _ComponentCompiler:
             differences += self._compare(segment, _run(session, self._compared, self._floats))
         else:
             errors = self._verify(segment, session)
+            if self._on_quantized:
+                for _ in _run(session, self._calibration, self._ships):
+                    pass  # what the next layer sees is written
         return {
             "places": {name: asdict(place) for name, place in places.items()},
             "end": writer.end,
@@ -217,7 +219,9 @@ class _ComponentCompiler:
     def _observe(self, session: _Opened) -> Arrays:
         """Largest magnitudes, per channel, of what the segment observes in the calibration."""
         largest: Arrays = {}
-        for _, outputs in _run(session, self._calibration, self._floats):
+        source = self._ships if self._on_quantized else self._floats
+        keep = not self._on_quantized
+        for _, outputs in _run(session, self._calibration, source, keep):
             for name, value in outputs.items():
                 if name.startswith(PREFIX):
                     label = name.removeprefix(PREFIX)
@@ -335,14 +339,12 @@ class _Opened:
 
 def _run(
     segment: _Opened, calls: Sequence[Call], values: Activations, keep: bool = True
-) -> list[tuple[Call, Arrays]]:
+) -> Iterator[tuple[Call, Arrays]]:
     """Run calls in order; each takes from `values` what its feeds lack.
 
-    keep: write the outputs to `values`; they come back mapped then, so that calls take no memory
-        once they are done.
+    keep: write the outputs to `values`; they come back mapped then.
     """
     pools: dict[str, dict[str, ort.OrtValue]] = {}
-    results = []
     for number, call in enumerate(calls):
         if segment.pools and call.caches not in pools:
             pools[call.caches] = {
@@ -357,10 +359,9 @@ def _run(
             if keep and not name.startswith(PREFIX):
                 values.write(call.name, name, array)
                 outputs[name] = values.read(call.name, name)
-        results.append((call, outputs))
+        yield call, outputs
         later = {each.caches for each in calls[number + 1 :]}
         pools = {name: pool for name, pool in pools.items() if name in later}
-    return results
 
 
 def _value(array: NDArray[Any]) -> ort.OrtValue:

@@ -73,7 +73,7 @@ def compute(
     with reference.streamed(modules.embed_tokens) as embed_tokens:
         embeds = embed_tokens(ids)
     if features is not None:
-        is_image = ids == checkpoint.model.image_token_id
+        is_image = torch.eq(ids, checkpoint.model.image_token_id or -1)
         embeds = embeds.masked_scatter(is_image[:, None], features)
     values.write(TORCH, OUTPUTS[EMBEDDING], embeds.numpy())
 

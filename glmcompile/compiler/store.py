@@ -79,8 +79,8 @@ def open_store(output: str | Path, key: dict[str, Any], overwrite: bool = False)
     """
     output = Path(output)
     path = store_path(output)
+    check_free(output, overwrite)
     try:
-        check_free(output, overwrite)
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / "lock").open("w")
     except OSError as error:

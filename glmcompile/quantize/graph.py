@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from glmcompile.errors import CalibrationError
 from glmcompile.passes.fuse_epilogue import FuseEpilogue
 from glmcompile.passes.fuse_norm import FuseNorm
-from glmcompile.passes.matching import DOMAIN, describe, dimensions, lazy_initializer, replace, width
+from glmcompile.passes.matching import (
+    DOMAIN,
+    describe,
+    dimensions,
+    lazy_initializer,
+    replace,
+    width,
+)
 from glmcompile.quantize.packing import interleave_gate_up, packed_shape
 from glmcompile.quantize.schemes import W8A8, Recipe
 from glmcompile.quantize.weights import QuantizedWeight, quantize_weight
@@ -239,12 +246,13 @@ def _convert_cache(model: ir.Model, statistics: Statistics) -> None:
         ):
             observation = f"{name}.{layer}"
             pool = node.inputs[cache]
-            assert pool is not None
+            head_size = width(pool) if pool is not None else None
+            assert pool is not None and head_size is not None
             value = lazy_initializer(
                 model.graph,
                 f"{pool.name}.scale",
                 ir.DataType.FLOAT,
-                [heads, 1, width(pool)],
+                [heads, 1, head_size],
                 partial(_cache_scale, statistics, observation, heads),
             )
             node.replace_input_with(position, value)

@@ -40,9 +40,7 @@ def smoothing_scales(activation_absmax: Float, weight: Float, strength: float) -
     return scales.astype(np.float32)
 
 
-def quantize_rows(
-    weight: Float, factors: Float | None = None
-) -> tuple[NDArray[np.int8], Float]:
+def quantize_rows(weight: Float, factors: Float | None = None) -> tuple[NDArray[np.int8], Float]:
     """Symmetric int8 per row: values int8 `[N, K]` in -127..127 and scales float32 `[N]`.
 
     factors: float32 `[K]`, what the columns are multiplied by first.
