@@ -214,6 +214,122 @@ def resume(source: Path, work: Path, kills: int, minutes: float) -> None:
     report("resume", {"resumed_same_bytes": hashes[0] == hashes[1], "killed": moments})
 
 
+@main.command()
+@click.option("--work", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--tokens", default=32, show_default=True, help="Tokens of the answer.")
+def step(work: Path, tokens: int) -> None:
+    """One agent step on the compiled engine: a 1080x2400 screenshot, a system prompt, an answer."""
+    from PIL import Image
+
+    import glmcompile
+    from glmcompile.artifact import open_artifact
+    from glmcompile.bench.ceilings import Ceilings
+    from glmcompile.bench.machine import memory_gb
+    from glmcompile.targets.cpu import default_threads
+
+    engine = work / "full_size.engine"
+    began = time.monotonic()
+    open_artifact(engine).verify()
+    verify_seconds = time.monotonic() - began
+    with Ceilings(default_threads()) as ceilings:
+        bandwidth = ceilings.read_gb_per_s(min(1 << 30, int((memory_gb() or 4) * 1e9 / 4)))
+        peak = ceilings.int8_gop_per_s()
+    before = _status("VmHWM")
+    began = time.monotonic()
+    system = (HERE / "serving" / "system_prompt.txt").read_text()
+    noise = Image.effect_noise((270, 600), 80).resize((1080, 2400)).convert("RGB")
+    content = [{"type": "image", "image": noise}, {"type": "text", "text": "Open Settings."}]
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": content}]
+    kv_bytes = 1 << 30
+    with glmcompile.load(engine, verify=False, kv_cache_bytes=kv_bytes) as loaded:
+        open_seconds = time.monotonic() - began
+        completion = loaded.generate(messages=messages, max_tokens=tokens, ignore_eos=True)
+        memory = _status("VmHWM")
+        model, cache = loaded.model, loaded.cache_bytes
+    usage, timings = completion.usage, completion.timings
+    shapes = {name: _linear_layers(engine, name) for name in ("decoder", "vision_encoder")}
+    prompt, answer = usage.prompt_tokens, usage.completion_tokens
+    weights = sum(out * in_ for out, in_ in shapes["decoder"])
+    head = model.vocab_size * model.hidden_size
+    attention = 4 * model.num_layers * model.num_heads * model.head_size
+    prefill_operations = 2 * (weights - head) * prompt + 2 * head
+    prefill_operations += attention * prompt * (prompt + 1) // 2
+    kv_row = 2 * model.num_layers * model.num_kv_heads * model.head_size
+    read = weights + kv_row * (prompt + answer / 2)
+    vision_operations, patches = _vision_operations(model, noise, shapes["vision_encoder"])
+    report(
+        "step",
+        {
+            "engine_gb": round(open_artifact(engine, verify=False).size / 1e9, 3),
+            "kv_cache_gb": round(cache / 1e9, 3),
+            "verify_seconds": round(verify_seconds, 2),
+            "open_seconds": round(open_seconds, 2),
+            "serve_memory_gb": round(memory / 1e9, 3),
+            "memory_before_gb": round(before / 1e9, 3),
+            "prompt_tokens": prompt,
+            "patches": patches,
+            "answer_tokens": answer,
+            "step_seconds": round(timings.total, 2),
+            "ttft_seconds": round(timings.ttft, 2),
+            "vision_seconds": round(timings.vision, 2),
+            "tokens_per_s": round(1 / timings.per_token, 3),
+            "memory_gb_per_s": round(bandwidth, 2),
+            "int8_gop_per_s": round(peak, 1),
+            "decode_bandwidth_fraction": round(read / timings.per_token / 1e9 / bandwidth, 3),
+            "prefill_peak_fraction": round(
+                prefill_operations / (timings.prefill - timings.vision) / 1e9 / peak, 3
+            ),
+            "vision_peak_fraction": round(vision_operations / timings.vision / 1e9 / peak, 3),
+        },
+    )
+
+
+def _linear_layers(engine: Path, component: str) -> list[tuple[int, int]]:
+    """Output and input features of a component's quantized layers."""
+    import onnx
+
+    graph = onnx.load(engine / f"{component}.onnx", load_external_data=False).graph
+    attributes = [
+        {each.name: each.i for each in node.attribute}
+        for node in graph.node
+        if node.op_type == "LinearW8A8"
+    ]
+    return [(each["out_features"], each["in_features"]) for each in attributes]
+
+
+def _vision_operations(model: Any, image: Any, layers: list[tuple[int, int]]) -> tuple[int, int]:
+    """Operations of encoding the image, and its patches.
+
+    Layers behind the blocks, which see merged patches, are those whose width is not the blocks'.
+    """
+    from glmcompile.families import supported
+    from glmcompile.runtime.image_processor import ImageProcessor
+
+    vision = model.vision
+    grid = ImageProcessor(supported()[model.family], vision)(image).grid_thw
+    patches = math.prod(grid)
+    width = vision.num_heads * vision.head_size
+    patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    # Of the blocks: qkv, projection, gate and up, down. The encoder's MLP is as wide as its output.
+    own = {(3 * width, width), (width, width), (width, vision.output_size), (width, patch)}
+    own.add((2 * vision.output_size, width))
+    operations = 0
+    blocks = 0
+    for shape in layers:
+        rows = patches if shape in own else patches // vision.merge_size**2
+        blocks += shape == (3 * width, width)
+        operations += 2 * shape[0] * shape[1] * rows
+    return operations + 4 * blocks * width * patches**2, patches
+
+
+def _status(field: str) -> int:
+    """Bytes that /proc says of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(field)
+
+
 class Watched:
     """`glmcompile compile` as a process of its own, its memory and disk sampled."""
 

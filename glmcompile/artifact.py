@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ OWN_HASH = "sha256"  # the manifest's entry for itself
 WEIGHTS = "weights.bin"
 CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER = "tokenizer.json"
+PIECE = 32 << 20  # bytes of a file that are hashed at a time
 COMPONENTS = ("vision_encoder", "embedding", "decoder")
 
 
@@ -49,6 +53,27 @@ class Artifact:
     def size(self) -> int:
         """Bytes of all files together, the manifest not counted."""
         return sum(entry["bytes"] for entry in self.manifest["files"].values())
+
+    def verify(self, advance: Callable[[int], None] = lambda done: None) -> None:
+        """Read every file and compare its SHA-256, on as many threads as there are cores.
+
+        advance: told how many bytes are done. Raises ArtifactError naming a file that differs.
+        """
+        pieces = [
+            (self.path / name, number * PIECE, digest)
+            for name, entry in self.manifest["files"].items()
+            for number, digest in enumerate(entry.get("pieces", [entry["sha256"]]))
+        ]
+        done = 0
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            futures = [pool.submit(_check_piece, *piece) for piece in pieces]
+            try:
+                for future in futures:
+                    done += future.result()
+                    advance(done)
+            finally:
+                for future in futures:
+                    future.cancel()
 
 
 def open_artifact(path: str | Path, verify: bool = True) -> Artifact:
@@ -97,8 +122,11 @@ def open_artifact(path: str | Path, verify: bool = True) -> Artifact:
         )
     _check_cpu(path, manifest["required_cpu_features"])
     for name, entry in manifest["files"].items():
-        _check_file(path / name, entry, verify)
-    return Artifact(path, manifest)
+        _check_size(path / name, entry["bytes"])
+    artifact = Artifact(path, manifest)
+    if verify:
+        artifact.verify()
+    return artifact
 
 
 def check_free(output: Path, overwrite: bool = False) -> None:
@@ -124,7 +152,7 @@ def check_free(output: Path, overwrite: bool = False) -> None:
 def write_manifest(stage: Path, model: ModelConfig, record: dict[str, Any]) -> None:
     """Describe every file in `stage` in a manifest; `record` holds what else is to be kept."""
     files = {
-        file.relative_to(stage).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        file.relative_to(stage).as_posix(): _entry(file)
         for file in sorted(stage.rglob("*"))
         if file.is_file() and file.name != MANIFEST
     }
@@ -144,9 +172,15 @@ def own_hash(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, separators=(",", ":")).encode()).hexdigest()
 
 
-def sha256(file: Path) -> str:
+def _entry(file: Path) -> dict[str, Any]:
+    """A file's size and SHA-256; of a large one also those of its pieces, in order."""
+    whole, pieces = hashlib.sha256(), []
     with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while piece := stream.read(PIECE):
+            whole.update(piece)
+            pieces.append(hashlib.sha256(piece).hexdigest())
+    entry = {"bytes": file.stat().st_size, "sha256": whole.hexdigest()}
+    return {**entry, "pieces": pieces} if len(pieces) > 1 else entry
 
 
 def _check_fields(manifest: dict[str, Any]) -> None:
@@ -156,22 +190,31 @@ def _check_fields(manifest: dict[str, Any]) -> None:
     files = manifest["files"]
     for name in (*files, *(f"{component}.onnx" for component in family.components)):
         int(files[name]["bytes"]), str(files[name]["sha256"])
+        [str(digest) for digest in files[name].get("pieces", [])]
 
 
-def _check_file(file: Path, entry: dict[str, Any], verify: bool) -> None:
+def _check_size(file: Path, expected: int) -> None:
     if not file.is_file():
         raise ArtifactError(f"{file}: missing from the engine; copy it again or recompile.")
     size = file.stat().st_size
-    if size != entry["bytes"]:
+    if size != expected:
         raise ArtifactError(
-            f"{file}: {size} bytes where the manifest says {entry['bytes']}; "
+            f"{file}: {size} bytes where the manifest says {expected}; "
             "the engine was truncated or altered, copy it again or recompile."
         )
-    if verify and sha256(file) != entry["sha256"]:
+
+
+def _check_piece(file: Path, start: int, digest: str) -> int:
+    """Returns the piece's bytes. Raises ArtifactError where its SHA-256 is not `digest`."""
+    with open(file, "rb") as stream:
+        stream.seek(start)
+        piece = stream.read(PIECE)
+    if hashlib.sha256(piece).hexdigest() != digest:
         raise ArtifactError(
             f"{file}: its SHA-256 differs from the manifest's; "
             "the engine was altered, copy it again or recompile."
         )
+    return len(piece)
 
 
 def _check_cpu(path: Path, required: list[str]) -> None:

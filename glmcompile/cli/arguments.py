@@ -12,6 +12,31 @@ ENGINE = click.argument("engine", type=click.Path(path_type=Path))
 THREADS = click.option(
     "--threads", type=click.IntRange(1), help="Threads of the engine; default: every usable core."
 )
+VERIFY = click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="Compare every file of the engine with its SHA-256 first, which reads all of it.",
+)
+# Verifying an engine of fewer bytes takes no time to speak of.
+_LARGE = 1 << 30
+
+
+def verify_engine(engine: Path) -> None:
+    """Compare an engine with its hashes; for a large one with progress.
+
+    Raises ArtifactError.
+    """
+    from glmcompile.artifact import open_artifact
+
+    artifact = open_artifact(engine, verify=False)
+    if artifact.size < _LARGE:
+        artifact.verify()
+        return
+    from glmcompile.cli.progress import TerminalProgress
+
+    with TerminalProgress(time_left=True) as progress:
+        artifact.verify(progress.stage(f"Verifying {engine}", artifact.size))
 
 
 class _Bytes(click.ParamType):

@@ -34,13 +34,13 @@ from glmcompile.compiler.comparison import (
     compare,
     relative_error,
 )
-from glmcompile.compiler.cut import BEGIN, Segment, cut, last_uses
 from glmcompile.compiler.reference import component_layers
 from glmcompile.compiler.samples import Sample
 from glmcompile.compiler.store import Store
 from glmcompile.export import export_component
 from glmcompile.export.save import Place, WeightsWriter, is_external, save_graph
 from glmcompile.passes import simplify
+from glmcompile.passes.cut import BEGIN, Segment, cut, last_uses
 from glmcompile.progress import Progress
 from glmcompile.quantize.graph import quantize_graph
 from glmcompile.quantize.schemes import Recipe

@@ -16,20 +16,8 @@ from glmcompile.checkpoint import Checkpoint
 from glmcompile.compiler.activations import Activations
 from glmcompile.compiler.calls import DECODER, EMBEDDING, OUTPUTS, TORCH, VISION
 from glmcompile.compiler.samples import Sample
+from glmcompile.export.repeat import layer_paths
 from glmcompile.export.skeleton import build_skeleton
-
-
-def layer_paths(model: nn.Module, root: str) -> list[str]:
-    """Module paths of the layers below `root` in their order: what its ModuleLists hold.
-
-    Lists inside a layer are part of it.
-    """
-    paths: list[str] = []
-    for name, module in model.get_submodule(root).named_modules(prefix=root):
-        inside = any(name.startswith(f"{path}.") for path in paths)
-        if isinstance(module, nn.ModuleList) and not inside:
-            paths += [f"{name}.{index}" for index in range(len(module))]
-    return paths
 
 
 def component_layers(checkpoint: Checkpoint, component: str) -> list[str]:

@@ -9,9 +9,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from glmcompile.checkpoint import Checkpoint
-from glmcompile.compiler.cut import Segment, cut, last_uses
 from glmcompile.compiler.reference import component_layers
 from glmcompile.passes import simplify
+from glmcompile.passes.cut import Segment, cut, last_uses
 
 LAYERS = ("layers.0", "layers.1")
 

@@ -39,7 +39,7 @@ def cut(model: ir.Model, layers: Sequence[str]) -> list[Segment]:
     A node belongs to the latest layer that it needs a parameter or a value of. Segments without a
     node are left out.
     """
-    stages = _stages(model.graph, layers)
+    stages = stages_of(model.graph, layers)
     names = (BEGIN, *layers, END)
     crossing = _crossing(model.graph, stages)
     segments = []
@@ -60,7 +60,7 @@ def cut(model: ir.Model, layers: Sequence[str]) -> list[Segment]:
     return segments
 
 
-def _stages(graph: ir.Graph, layers: Sequence[str]) -> dict[ir.Node, int]:
+def stages_of(graph: ir.Graph, layers: Sequence[str]) -> dict[ir.Node, int]:
     """The number of each node's segment: 0 before the layers, len(layers) + 1 after them."""
     stage_of = {path: number for number, path in enumerate(layers, 1)}
     pattern = re.compile("|".join(f"(?:{re.escape(path)})(?=[.])" for path in layers) or "(?!)")
