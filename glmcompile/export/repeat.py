@@ -85,40 +85,34 @@ def repeat_layer(model: ir.Model, layers: Sequence[str]) -> None:
     """Copy the last traced layer for every path in `layers` behind it, in place.
 
     Parameters take the names they have in their own layer, caches the number of theirs.
-    Raises ExportError where a layer takes more from the one before than one value.
+    Raises ExportError where the two traced layers are not the same operators in the same order.
     """
     graph = model.graph
-    stages = stages_of(graph, layers)
-    nodes = [node for node in graph if stages[node] == TRACED]
-    taken = {
-        value
-        for node in nodes
-        for value in node.inputs
-        if value is not None
-        and (producer := value.producer()) is not None
-        and stages[producer] == TRACED - 1
-    }
+    stages = stages_of(graph, layers, sink=False)
+    first, traced = ([node for node in graph if stages[node] == stage] for stage in (1, TRACED))
+    if [node.op_type for node in first] != [node.op_type for node in traced]:
+        raise ExportError(f"{graph.name}: the layers {layers[0]} and {layers[1]} are not alike")
+    # What a layer takes from the one before, and what it gives in the same place itself.
     given = {
-        value
-        for node in nodes
-        for value in node.outputs
-        if value.is_graph_output() or any(stages[use.node] != TRACED for use in value.uses())
+        taken: own
+        for before, after in zip(first, traced, strict=True)
+        for taken, own in zip(before.outputs, after.outputs, strict=True)
     }
-    if len(taken) != 1 or len(given) != 1:
-        raise ExportError(
-            f"{graph.name}: a layer takes {len(taken)} values from the one before and gives "
-            f"{len(given)}; expected one of each"
-        )
-    [before], [after] = taken, given
-    behind = [use for use in after.uses() if stages[use.node] != TRACED]
-    current = after
+    behind = [
+        (use, output)
+        for node in traced
+        for output in node.outputs
+        for use in output.uses()
+        if stages[use.node] != TRACED
+    ]
+    latest = {own: own for own in given.values()}
     for number in range(TRACED, len(layers)):
-        copies: dict[ir.Value, ir.Value] = {before: current}
-        for node in nodes:
+        copies = {taken: latest[own] for taken, own in given.items()}
+        for node in traced:
             graph.append(_copied(graph, node, copies, layers, number))
-        current = copies[after]
-    for use in behind:
-        use.node.replace_input_with(use.idx, current)
+        latest = {own: copies[own] for own in given.values()}
+    for use, output in behind:
+        use.node.replace_input_with(use.idx, latest[output])
     common_passes.TopologicalSortPass()(model)
 
 
@@ -161,7 +155,7 @@ def _own(graph: ir.Graph, value: ir.Value, layers: Sequence[str], number: int) -
         own = ir.Value(
             name=renamed, shape=value.shape, type=value.type, const_value=value.const_value
         )
-        graph.register_initializer(own)
+        graph.initializers[renamed] = own
         return own
     if value.is_graph_input() and name.endswith(f"_cache.{TRACED - 1}"):
         wanted = f"{name.rpartition('.')[0]}.{number}"

@@ -60,8 +60,11 @@ def cut(model: ir.Model, layers: Sequence[str]) -> list[Segment]:
     return segments
 
 
-def stages_of(graph: ir.Graph, layers: Sequence[str]) -> dict[ir.Node, int]:
-    """The number of each node's segment: 0 before the layers, len(layers) + 1 after them."""
+def stages_of(graph: ir.Graph, layers: Sequence[str], sink: bool = True) -> dict[ir.Node, int]:
+    """The number of each node's segment: 0 before the layers, len(layers) + 1 after them.
+
+    sink: let nodes that serve a later segment alone go there where fewer values cross then.
+    """
     stage_of = {path: number for number, path in enumerate(layers, 1)}
     pattern = re.compile("|".join(f"(?:{re.escape(path)})(?=[.])" for path in layers) or "(?!)")
     is_parameter = _parameters_of(graph)
@@ -82,7 +85,8 @@ def stages_of(graph: ir.Graph, layers: Sequence[str]) -> dict[ir.Node, int]:
                 before = max(before, stages[producer])
         after_layers = own == 0 and before > 0
         stages[node] = len(layers) + 1 if after_layers else max(before, own or 0)
-    _sink(graph, stages, is_parameter)
+    if sink:
+        _sink(graph, stages, is_parameter)
     return stages
 
 
