@@ -27,7 +27,8 @@ OWN_HASH = "sha256"  # the manifest's entry for itself
 WEIGHTS = "weights.bin"
 CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER = "tokenizer.json"
-PIECE = 32 << 20  # bytes of a file that are hashed at a time
+PIECE = 64 << 20  # bytes of a file that are hashed together
+_BLOCK = 1 << 20  # bytes that are read at a time
 COMPONENTS = ("vision_encoder", "embedding", "decoder")
 
 
@@ -60,9 +61,9 @@ class Artifact:
         advance: told how many bytes are done. Raises ArtifactError naming a file that differs.
         """
         pieces = [
-            (self.path / name, number * PIECE, digest)
+            piece
             for name, entry in self.manifest["files"].items()
-            for number, digest in enumerate(entry.get("pieces", [entry["sha256"]]))
+            for piece in _pieces(self.path / name, entry)
         ]
         done = 0
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -204,17 +205,29 @@ def _check_size(file: Path, expected: int) -> None:
         )
 
 
-def _check_piece(file: Path, start: int, digest: str) -> int:
-    """Returns the piece's bytes. Raises ArtifactError where its SHA-256 is not `digest`."""
+def _pieces(file: Path, entry: dict[str, Any]) -> list[tuple[Path, int, int, str]]:
+    """What of a file is to be hashed: (file, start, bytes, SHA-256)."""
+    if "pieces" not in entry:
+        return [(file, 0, entry["bytes"], entry["sha256"])]
+    return [
+        (file, number * PIECE, PIECE, digest) for number, digest in enumerate(entry["pieces"])
+    ]
+
+
+def _check_piece(file: Path, start: int, length: int, digest: str) -> int:
+    """Returns the bytes that were read. Raises ArtifactError where their SHA-256 differs."""
+    state, done = hashlib.sha256(), 0
     with open(file, "rb") as stream:
         stream.seek(start)
-        piece = stream.read(PIECE)
-    if hashlib.sha256(piece).hexdigest() != digest:
+        while block := stream.read(min(_BLOCK, length - done)):
+            state.update(block)
+            done += len(block)
+    if state.hexdigest() != digest:
         raise ArtifactError(
             f"{file}: its SHA-256 differs from the manifest's; "
             "the engine was altered, copy it again or recompile."
         )
-    return len(piece)
+    return done
 
 
 def _check_cpu(path: Path, required: list[str]) -> None:
