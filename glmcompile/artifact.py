@@ -209,9 +209,7 @@ def _pieces(file: Path, entry: dict[str, Any]) -> list[tuple[Path, int, int, str
     """What of a file is to be hashed: (file, start, bytes, SHA-256)."""
     if "pieces" not in entry:
         return [(file, 0, entry["bytes"], entry["sha256"])]
-    return [
-        (file, number * PIECE, PIECE, digest) for number, digest in enumerate(entry["pieces"])
-    ]
+    return [(file, number * PIECE, PIECE, digest) for number, digest in enumerate(entry["pieces"])]
 
 
 def _check_piece(file: Path, start: int, length: int, digest: str) -> int:

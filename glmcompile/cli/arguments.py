@@ -54,4 +54,19 @@ class _Bytes(click.ParamType):
         return int(float(match[1]) * 1024**power)
 
 
+class _Size(click.ParamType):
+    """Width and height of an image: 1080x2400."""
+
+    name = "size"
+
+    def convert(self, value: Any, parameter: Any, context: Any) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d+)x(\d+)", value.strip())
+        if match is None or not int(match[1]) or not int(match[2]):
+            self.fail(f"{value!r} is not WIDTHxHEIGHT such as 1080x2400", parameter, context)
+        return int(match[1]), int(match[2])
+
+
 BYTES = _Bytes()
+SIZE = _Size()

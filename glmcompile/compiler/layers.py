@@ -103,7 +103,7 @@ def compile_component(work: Work, component: str, before: Activations | None) ->
     lower(shipped)
     compiler = _ComponentCompiler(work, component, before, shipped, observed, statistics)
     compiler.run()
-    save_graph(shipped, compiler.places, work.store.engine)
+    save_graph(shipped, compiler.places, work.store.engine / f"{component}.onnx")
     return Compiled(schemes, compiler.parity, compiler.shipped)
 
 
@@ -374,11 +374,15 @@ def _given(call: Call, name: str, values: Activations) -> NDArray[Any]:
 
 
 def _outside(segment: Segment) -> dict[str, ir.TensorProtocol]:
-    """A segment's initializers that lie outside its graph."""
+    """A segment's initializers that lie outside its graph, in the order in which it reads them."""
     return {
-        name: value.const_value
-        for name, value in segment.model.graph.initializers.items()
-        if value.const_value is not None and is_external(value.const_value)
+        str(value.name): value.const_value
+        for node in segment.model.graph
+        for value in node.inputs
+        if value is not None
+        and value.is_initializer()
+        and value.const_value is not None
+        and is_external(value.const_value)
     }
 
 

@@ -74,8 +74,8 @@ class WeightsWriter:
         return known
 
 
-def save_graph(model: ir.Model, places: Mapping[str, Place], directory: Path) -> None:
-    """Write `<graph's name>.onnx`, initializers outside it as `places` says.
+def save_graph(model: ir.Model, places: Mapping[str, Place], file: Path) -> None:
+    """Write a component's graph beside weights.bin, where initializers lie as `places` says.
 
     The model is unchanged afterwards.
     """
@@ -83,14 +83,14 @@ def save_graph(model: ir.Model, places: Mapping[str, Place], directory: Path) ->
     try:
         for value, tensor in kept.items():
             if tensor is not None and is_external(tensor):
-                value.const_value = external(value, places[str(value.name)], directory)
-        ir.save(model, directory / f"{model.graph.name}.onnx")
+                value.const_value = _external(value, places[str(value.name)], file.parent)
+        ir.save(model, file)
     finally:
         for value, tensor in kept.items():
             value.const_value = tensor
 
 
-def external(value: ir.Value, place: Place, directory: Path) -> ir.ExternalTensor:
+def _external(value: ir.Value, place: Place, directory: Path) -> ir.ExternalTensor:
     """An initializer's tensor as what lies at a place of weights.bin."""
     tensor = value.const_value
     assert tensor is not None
@@ -108,16 +108,15 @@ def external(value: ir.Value, place: Place, directory: Path) -> ir.ExternalTenso
 def save_components(models: Mapping[str, ir.Model], directory: Path) -> None:
     """Write the graphs of whole components and weights.bin for all of them."""
     directory.mkdir(parents=True, exist_ok=True)
-    places: dict[str, Place] = {}
     with (directory / WEIGHTS).open("w+b") as file:
         writer = WeightsWriter(file)
-        for model in models.values():
-            for name, value in model.graph.initializers.items():
-                tensor = value.const_value
-                if tensor is not None and is_external(tensor) and name not in places:
-                    places[name] = writer.append(tensor)
-    for model in models.values():
-        save_graph(model, places, directory)
+        for component, model in models.items():
+            places = {
+                name: writer.append(value.const_value)
+                for name, value in model.graph.initializers.items()
+                if value.const_value is not None and is_external(value.const_value)
+            }
+            save_graph(model, places, directory / f"{component}.onnx")
 
 
 class _Hashing:

@@ -198,17 +198,18 @@ def test_samples_cover_several_images_of_different_sizes(
 
 
 @pytest.mark.parametrize(
-    ("component", "layer", "weight"),
+    ("family", "component", "layer", "weight"),
     [
-        ("vision_encoder", "model.visual.blocks.1", "attn.proj.weight"),
-        ("embedding", "inputs_embeds", "model.language_model.embed_tokens.weight"),
-        ("decoder", "model.language_model.layers.1", "self_attn.o_proj.weight"),
+        ("glm4v", "vision_encoder", "model.visual.blocks.1", "attn.proj.weight"),
+        ("llama", "embedding", "inputs_embeds", "model.embed_tokens.weight"),
+        ("llama", "decoder", "model.layers.1", "self_attn.o_proj.weight"),
     ],
 )
 def test_a_wrong_weight_is_blamed_on_its_layer(
     tiny_checkpoint: Callable[[str], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    family: str,
     component: str,
     layer: str,
     weight: str,
@@ -223,7 +224,7 @@ def test_a_wrong_weight_is_blamed_on_its_layer(
     monkeypatch.setattr(CheckpointTensor, "blocks", wrong)
     blamed = rf"^{component}: {re.escape(layer)} \(packed\) differs .*worst at \[\d+, \d+\]"
     with pytest.raises(ParityError, match=blamed):
-        compile_checkpoint(tiny_checkpoint("glm4v"), tmp_path / "engine", precision="fp32")
+        compile_checkpoint(tiny_checkpoint(family), tmp_path / "engine", precision="fp32")
     assert list(tmp_path.iterdir()) == []
 
 
