@@ -182,9 +182,10 @@ def compile_(source: Path, work: Path) -> None:
             "compile_peak_memory_gb": round(watched.peak / 1e9, 3),
             "compile_extra_disk_gb": round((watched.disk - size) / 1e9, 3),
             "engine_gb": round(size / 1e9, 3),
-            "samples": watched.samples,
+            "samples": watched.samples[:: max(1, len(watched.samples) // 300)],
         },
     )
+    plot(watched.samples, RESULT.with_suffix(".png"))
 
 
 @main.command()
@@ -240,9 +241,11 @@ def step(work: Path, tokens: int) -> None:
     noise = Image.effect_noise((270, 600), 80).resize((1080, 2400)).convert("RGB")
     content = [{"type": "image", "image": noise}, {"type": "text", "text": "Open Settings."}]
     messages = [{"role": "system", "content": system}, {"role": "user", "content": content}]
-    kv_bytes = 1 << 30
-    with glmcompile.load(engine, verify=False, kv_cache_bytes=kv_bytes) as loaded:
+    options = {"kv_cache_bytes": 1 << 30, "prefix_caching": False, "encoder_cache_bytes": 0}
+    with glmcompile.load(engine, verify=False, **options) as loaded:
         open_seconds = time.monotonic() - began
+        # The first one also brings the weights in from the disk.
+        first = loaded.generate(messages=messages, max_tokens=tokens, ignore_eos=True)
         completion = loaded.generate(messages=messages, max_tokens=tokens, ignore_eos=True)
         memory = _status("VmHWM")
         model, cache = loaded.model, loaded.cache_bytes
@@ -269,6 +272,7 @@ def step(work: Path, tokens: int) -> None:
             "prompt_tokens": prompt,
             "patches": patches,
             "answer_tokens": answer,
+            "first_step_seconds": round(first.timings.total, 2),
             "step_seconds": round(timings.total, 2),
             "ttft_seconds": round(timings.ttft, 2),
             "vision_seconds": round(timings.vision, 2),
@@ -336,7 +340,7 @@ class Watched:
     def __init__(self, source: Path, engine: Path, log: Path) -> None:
         self._store = engine.parent / f".{engine.name}.compile"
         self._engine = engine
-        self.samples: list[list[float]] = []  # seconds, resident GB, GB on disk, stages done
+        self.samples: list[list[Any]] = []  # seconds, resident GB, GB on disk, last stage done
         self.peak = self.disk = 0
         self._began = time.monotonic()
         with log.open("ab") as file:
@@ -387,7 +391,29 @@ class Watched:
         disk = _bytes(self._store) + _bytes(self._engine)
         self.disk = max(self.disk, disk)
         row = [round(self.seconds, 1), round(resident / 1e9, 3), round(disk / 1e9, 3)]
-        self.samples.append([*row, len(self._journal())])
+        self.samples.append([*row, self.stage().partition("/")[0]])
+
+
+def plot(samples: list[list[Any]], file: Path) -> None:
+    """Memory and disk over time, the stages behind them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.add_subplot()
+    minutes = [row[0] / 60 for row in samples]
+    axes.plot(minutes, [row[1] for row in samples], label="resident memory")
+    axes.plot(minutes, [row[2] for row in samples], label="disk: engine and values between layers")
+    names = {"": "hashing, torch", "torch": "vision encoder", "vision_encoder": "embedding"}
+    names["embedding"] = "decoder"
+    for number, (done, name) in enumerate(names.items()):
+        inside = [minute for minute, row in zip(minutes, samples, strict=True) if row[3] == done]
+        if not inside:
+            continue
+        axes.axvspan(inside[0], inside[-1], alpha=0.08, color=f"C{number + 2}")
+        axes.text(inside[0], 0, f" {name}", rotation=90, va="bottom", fontsize=8)
+    axes.set(xlabel="minutes", ylabel="GB", title="Compiling GLM-4.1V-9B's geometry to INT8")
+    axes.legend()
+    figure.savefig(file, dpi=120)
 
 
 def report(part: str, figures: dict[str, Any]) -> None:
