@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class _Plain:
+    def __init__(self, file: BinaryIO) -> None:
+        self.write = file.write
 
 
 class Activations:
@@ -19,7 +24,10 @@ class Activations:
         self._directory = directory
 
     def write(self, call: str, name: str, array: NDArray[Any]) -> None:
-        np.save(self._file(call, name), array)
+        """Raises OSError, of a full disk with its number."""
+        with self._file(call, name).open("wb") as file:
+            # Not the file itself: NumPy would write to it in a way that loses the error's number.
+            np.lib.format.write_array(_Plain(file), array)
 
     def read(self, call: str, name: str) -> NDArray[Any]:
         """The array as it was written, mapped read-only. Raises FileNotFoundError."""

@@ -23,11 +23,13 @@ from glmcompile.runtime.feeds import (
 BLOCK_SIZE = 32
 # Where the chunked check cuts each sequence: a step boundary in the middle of an image is fine.
 CHUNKS = (7, 40)
-# A calibration sample's rows whose logits are computed, so that lm_head sees some input.
-LOGITS_ROWS = 16
+# A calibration sample's rows, evenly spread, that the last layer and lm_head see.
+LOGITS_ROWS = 256
 
 VISION, EMBEDDING, DECODER = "vision_encoder", "embedding", "decoder"
 OUTPUTS = {VISION: "image_features", EMBEDDING: "inputs_embeds", DECODER: "logits"}
+# The call that has all compared samples at once.
+PACKED = "packed"
 # The call, among the reference's values, whose outputs torch computed.
 TORCH = "torch"
 
@@ -73,14 +75,14 @@ def compared_calls(
         pixels = np.concatenate([each.pixel_values() for each in samples if each.images])
         grids = np.concatenate([each.grid_thw for each in samples])
         feeds = vision_feeds(family, model, grids)
-        return [Call("packed", {"pixel_values": pixels, **feeds})]
+        return [Call(PACKED, {"pixel_values": pixels, **feeds})]
     if component == EMBEDDING:
         ids = np.concatenate([each.token_ids for each in samples])
         features = torch.read(TORCH, OUTPUTS[VISION]) if model.vision is not None else None
-        return [Call("packed", embedding_feeds(model, ids, features))]
+        return [Call(PACKED, embedding_feeds(model, ids, features))]
     lengths = [len(each.token_ids) for each in samples]
     calls = []
-    for name, cuts in (("packed", (max(lengths),)), ("chunk", CHUNKS)):
+    for name, cuts in ((PACKED, (max(lengths),)), ("chunk", CHUNKS)):
         calls += _decoder_calls(checkpoint, name, samples, cuts, torch)
     return calls
 
@@ -153,7 +155,7 @@ def calibration_calls(
         feeds = decoder_feeds(
             model,
             [Stretch(0, length, positions, blocks)],
-            np.arange(max(0, length - LOGITS_ROWS), length),
+            np.unique(np.linspace(0, length - 1, min(length, LOGITS_ROWS)).astype(np.int64)),
         )
         feeds["inputs_embeds"] = before.read(name, OUTPUTS[EMBEDDING])
         calls.append(Call(name, feeds, name, len(blocks)))

@@ -22,7 +22,9 @@ from glmcompile.checkpoint import Checkpoint
 from glmcompile.compiler.activations import Activations
 from glmcompile.compiler.calls import (
     BLOCK_SIZE,
+    DECODER,
     OUTPUTS,
+    PACKED,
     TORCH,
     Call,
     calibration_calls,
@@ -259,7 +261,7 @@ class _ComponentCompiler:
 
     def _verify(self, segment: Segment, session: _Opened) -> list[ShippedError]:
         """Errors of the shipped segment on the packed samples: alone, and behind the others."""
-        [packed] = [call for call in self._compared if call.name == "packed"]
+        [packed] = [call for call in self._compared if call.name == PACKED]
         [(_, alone)] = _run(session, [packed], self._floats, keep=False)
         [(_, chain)] = _run(session, [packed], self._ships)
         inputs = [
@@ -356,12 +358,19 @@ def _run(
         found = segment(feeds | pools.get(call.caches, {}))
         for name, array in zip(segment.outputs, found, strict=True):
             outputs[name] = array
-            if keep and not name.startswith(PREFIX):
+            if keep and _is_read_again(call, name):
                 values.write(call.name, name, array)
                 outputs[name] = values.read(call.name, name)
         yield call, outputs
         later = {each.caches for each in calls[number + 1 :]}
         pools = {name: pool for name, pool in pools.items() if name in later}
+
+
+def _is_read_again(call: Call, name: str) -> bool:
+    """Whether a later layer, component or comparison takes an output; most logits nobody does."""
+    if name.startswith(PREFIX):
+        return False
+    return name != OUTPUTS[DECODER] or call.name == PACKED
 
 
 def _value(array: NDArray[Any]) -> ort.OrtValue:
