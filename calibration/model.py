@@ -211,6 +211,11 @@ def save(model, processor: ImageTextProcessor, folder: Path) -> None:
     for part in (config, config["text_config"], config["vision_config"]):
         part["dtype"] = "bfloat16"
     _write(folder / "config.json", config)
+    save_processor(processor, folder)
+
+
+def save_processor(processor: ImageTextProcessor, folder: Path) -> None:
+    """Writes tokenizer, processor and chat template under the names of a published checkpoint."""
     processor.save_pretrained(folder)
     _name_processor(folder)
 

@@ -1,7 +1,8 @@
-"""The engine directory: its manifest, how it is verified on opening and written without halves.
+"""The engine directory: its manifest, and how it is verified on opening.
 
 Layout: one graph per component (`<component>.onnx`), `weights.bin` (external data of all graphs),
-the tokenizer's files, and `manifest.json`, which lists every other file with its SHA-256.
+the tokenizer's files, and `manifest.json`, which lists every other file with its SHA-256 and ends
+with its own.
 """
 
 from __future__ import annotations
@@ -10,10 +11,8 @@ import hashlib
 import json
 import os
 import platform
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,14 @@ from glmcompile.config import ModelConfig
 from glmcompile.errors import ArtifactError
 from glmcompile.families import supported
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
+OWN_HASH = "sha256"  # the manifest's entry for itself
 WEIGHTS = "weights.bin"
 CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER = "tokenizer.json"
+PIECE = 64 << 20  # bytes of a file that are hashed together
+_BLOCK = 1 << 20  # bytes that are read at a time
 COMPONENTS = ("vision_encoder", "embedding", "decoder")
 
 
@@ -52,6 +54,27 @@ class Artifact:
     def size(self) -> int:
         """Bytes of all files together, the manifest not counted."""
         return sum(entry["bytes"] for entry in self.manifest["files"].values())
+
+    def verify(self, advance: Callable[[int], None] = lambda done: None) -> None:
+        """Read every file and compare its SHA-256, on as many threads as there are cores.
+
+        advance: told how many bytes are done. Raises ArtifactError naming a file that differs.
+        """
+        pieces = [
+            piece
+            for name, entry in self.manifest["files"].items()
+            for piece in _pieces(self.path / name, entry)
+        ]
+        done = 0
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            futures = [pool.submit(_check_piece, *piece) for piece in pieces]
+            try:
+                for future in futures:
+                    done += future.result()
+                    advance(done)
+            finally:
+                for future in futures:
+                    future.cancel()
 
 
 def open_artifact(path: str | Path, verify: bool = True) -> Artifact:
@@ -93,50 +116,33 @@ def open_artifact(path: str | Path, verify: bool = True) -> Artifact:
                 else "compile the checkpoint again."
             )
         )
+    if manifest.get(OWN_HASH) != own_hash(manifest):
+        raise ArtifactError(
+            f"{manifest_path}: its SHA-256 differs from the one at its end; "
+            "the manifest was altered, copy the engine again or recompile."
+        )
     _check_cpu(path, manifest["required_cpu_features"])
     for name, entry in manifest["files"].items():
-        _check_file(path / name, entry, verify)
-    return Artifact(path, manifest)
+        _check_size(path / name, entry["bytes"])
+    artifact = Artifact(path, manifest)
+    if verify:
+        artifact.verify()
+    return artifact
 
 
-@contextmanager
-def staged(output: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """A directory that becomes `output` when the block ends, and vanishes if it raises.
+def check_free(output: Path, overwrite: bool = False) -> None:
+    """Raises ArtifactError where something stands at `output` that may not be replaced.
 
-    overwrite: replace an engine that stands at `output`; anything else there is never touched.
-    Raises ArtifactError when `output` is taken or cannot be written, or the disk is full.
+    overwrite: an engine may; anything else there is never touched.
     """
-    output = Path(output)
     try:
-        _check_free(output, overwrite)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+            return
+        replaceable = (output / MANIFEST).is_file()
     except OSError as error:
         raise ArtifactError(
             f"{output}: cannot write there ({error.strerror}); choose another output."
         ) from error
-    try:
-        stage.chmod(0o755)
-        yield stage
-        if output.is_dir():
-            shutil.rmtree(output)
-        os.replace(stage, output)
-    except OSError as error:
-        if error.errno not in (28, 122):  # ENOSPC, EDQUOT
-            raise
-        free = shutil.disk_usage(output.parent).free / 2**20
-        raise ArtifactError(
-            f"{output}: the disk is full ({free:.0f} MiB free); nothing was written. "
-            "Free some space or choose another output."
-        ) from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _check_free(output: Path, overwrite: bool) -> None:
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    replaceable = (output / MANIFEST).is_file()
     if not (overwrite and replaceable):
         raise ArtifactError(
             f"{output}: already exists; choose another output"
@@ -147,7 +153,7 @@ def _check_free(output: Path, overwrite: bool) -> None:
 def write_manifest(stage: Path, model: ModelConfig, record: dict[str, Any]) -> None:
     """Describe every file in `stage` in a manifest; `record` holds what else is to be kept."""
     files = {
-        file.relative_to(stage).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        file.relative_to(stage).as_posix(): _entry(file)
         for file in sorted(stage.rglob("*"))
         if file.is_file() and file.name != MANIFEST
     }
@@ -157,12 +163,25 @@ def write_manifest(stage: Path, model: ModelConfig, record: dict[str, Any]) -> N
         **record,
         "files": files,
     }
+    manifest[OWN_HASH] = own_hash(manifest)
     (stage / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def sha256(file: Path) -> str:
+def own_hash(manifest: dict[str, Any]) -> str:
+    """SHA-256 over the manifest without its own hash, written without spaces."""
+    rest = {name: value for name, value in manifest.items() if name != OWN_HASH}
+    return hashlib.sha256(json.dumps(rest, separators=(",", ":")).encode()).hexdigest()
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    """A file's size and SHA-256; of a large one also those of its pieces, in order."""
+    whole, pieces = hashlib.sha256(), []
     with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while piece := stream.read(PIECE):
+            whole.update(piece)
+            pieces.append(hashlib.sha256(piece).hexdigest())
+    entry = {"bytes": file.stat().st_size, "sha256": whole.hexdigest()}
+    return {**entry, "pieces": pieces} if len(pieces) > 1 else entry
 
 
 def _check_fields(manifest: dict[str, Any]) -> None:
@@ -172,22 +191,41 @@ def _check_fields(manifest: dict[str, Any]) -> None:
     files = manifest["files"]
     for name in (*files, *(f"{component}.onnx" for component in family.components)):
         int(files[name]["bytes"]), str(files[name]["sha256"])
+        [str(digest) for digest in files[name].get("pieces", [])]
 
 
-def _check_file(file: Path, entry: dict[str, Any], verify: bool) -> None:
+def _check_size(file: Path, expected: int) -> None:
     if not file.is_file():
         raise ArtifactError(f"{file}: missing from the engine; copy it again or recompile.")
     size = file.stat().st_size
-    if size != entry["bytes"]:
+    if size != expected:
         raise ArtifactError(
-            f"{file}: {size} bytes where the manifest says {entry['bytes']}; "
+            f"{file}: {size} bytes where the manifest says {expected}; "
             "the engine was truncated or altered, copy it again or recompile."
         )
-    if verify and sha256(file) != entry["sha256"]:
+
+
+def _pieces(file: Path, entry: dict[str, Any]) -> list[tuple[Path, int, int, str]]:
+    """What of a file is to be hashed: (file, start, bytes, SHA-256)."""
+    if "pieces" not in entry:
+        return [(file, 0, entry["bytes"], entry["sha256"])]
+    return [(file, number * PIECE, PIECE, digest) for number, digest in enumerate(entry["pieces"])]
+
+
+def _check_piece(file: Path, start: int, length: int, digest: str) -> int:
+    """Returns the bytes that were read. Raises ArtifactError where their SHA-256 differs."""
+    state, done = hashlib.sha256(), 0
+    with open(file, "rb") as stream:
+        stream.seek(start)
+        while block := stream.read(min(_BLOCK, length - done)):
+            state.update(block)
+            done += len(block)
+    if state.hexdigest() != digest:
         raise ArtifactError(
             f"{file}: its SHA-256 differs from the manifest's; "
             "the engine was altered, copy it again or recompile."
         )
+    return done
 
 
 def _check_cpu(path: Path, required: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,6 +85,13 @@ class Checkpoint:
         for block in tensor.split(rows):
             yield block.to(torch.float32)
 
+    def release(self) -> None:
+        """Unmap the weight files, whose pages that were read count as this process's memory.
+
+        Tensors that are still held stay valid; the next one read maps its file again.
+        """
+        self._open_files.clear()
+
     def _file(self, path: Path) -> Any:
         if path not in self._open_files:
             self._open_files[path] = safetensors.safe_open(path, framework="pt")
@@ -119,15 +126,26 @@ class Checkpoint:
             if isinstance(value := settings.get(name), int | float)
         }
 
-    def hash(self) -> str:
-        """SHA-256 over config.json and the weight files' names and bytes, as hexadecimal."""
-        digest = hashlib.sha256()
+    @property
+    def files(self) -> list[Path]:
+        """config.json and the weight files, in the order in which they are hashed."""
         shards = sorted({stored.file for stored in self.parameters.values()})
-        for file in (self.path / "config.json", *shards):
+        return [self.path / "config.json", *shards]
+
+    def hash(self, advance: Callable[[int], None] = lambda done: None) -> str:
+        """SHA-256 over config.json and the weight files' names and bytes, as hexadecimal.
+
+        advance: told how many bytes are done.
+        """
+        digest = hashlib.sha256()
+        done = 0
+        for file in self.files:
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
             with file.open("rb") as stream:
                 while block := stream.read(1 << 22):
                     digest.update(block)
+                    done += len(block)
+                    advance(done)
         return digest.hexdigest()
 
 

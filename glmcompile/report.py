@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from rich.console import Group
 from rich.table import Table
@@ -37,11 +38,42 @@ def describe(artifact: Artifact) -> Group:
     for name, entry in manifest["files"].items():
         files.add_row(name, f"{entry['bytes'] / 2**20:.2f}", entry["sha256"][:16])
 
+    return Group(facts, files, *_comparisons(manifest))
+
+
+def _comparisons(manifest: dict[str, Any]) -> list[Table]:
+    """Of each component the worst layer and the output: against torch, and after quantizing."""
     parity = Table(
         "component", "output", "max error", "mean error", title="float32 graphs against torch"
     )
-    for row in manifest["parity"]:
+    for row in _telling(manifest["parity"], "max_error"):
         parity.add_row(
             row["component"], row["output"], f"{row['max_error']:.1e}", f"{row['mean_error']:.1e}"
         )
-    return Group(facts, files, parity)
+    if not manifest.get("shipped"):
+        return [parity]
+    shipped = Table(
+        "component",
+        "output",
+        "error of the layer",
+        "behind all before it",
+        title="the engine's layers against float32, on held-out samples",
+    )
+    for row in _telling(manifest["shipped"], "layer_error"):
+        shipped.add_row(
+            row["component"],
+            row["output"],
+            f"{row['layer_error']:.2%}",
+            f"{row['chain_error']:.2%}",
+        )
+    return [parity, shipped]
+
+
+def _telling(rows: list[dict[str, Any]], error: str) -> list[dict[str, Any]]:
+    """Of each component the row with the largest error and the last one, where they differ."""
+    found: list[dict[str, Any]] = []
+    for component in dict.fromkeys(row["component"] for row in rows):
+        own = [row for row in rows if row["component"] == component]
+        worst = max(own, key=lambda row: row[error])
+        found += [worst] if worst is own[-1] else [worst, own[-1]]
+    return found

@@ -178,9 +178,19 @@ def write_checkpoint(
     dtype: torch.dtype = torch.bfloat16,
     max_shard_size: str = "1GB",
     tied: bool | None = None,
+    layers: int = 2,
 ) -> Path:
-    """Write a tiny checkpoint of a family (a name of `glmcompile.families.supported()`)."""
+    """Write a tiny checkpoint of a family (a name of `glmcompile.families.supported()`).
+
+    layers: of the decoder, and of the vision encoder.
+    """
     config = CONFIGS[family]() if tied is None else CONFIGS[family](tied)
+    text = config.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1] * layers
+    if hasattr(config, "vision_config"):
+        config.vision_config.depth = layers
     model = getattr(transformers, config.architectures[0])._from_config(config)
     fill_weights(model)
     model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from glmcompile.checkpoint import Checkpoint
     from tests.engines import TinyEngine
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -30,6 +33,41 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         return made[family]
 
     return checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tiny_checkpoint: Callable[[str], Path]) -> Callable[[str], Checkpoint]:
+    """family name -> its tiny checkpoint, opened."""
+    opened: dict[str, Checkpoint] = {}
+
+    def checkpoint(family: str) -> Checkpoint:
+        if family not in opened:
+            from glmcompile.checkpoint import open_checkpoint
+
+            opened[family] = open_checkpoint(tiny_checkpoint(family))
+        return opened[family]
+
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
+def exported(
+    checkpoint_of: Callable[[str], Checkpoint],
+) -> Callable[[str], dict[str, ir.Model]]:
+    """family name -> its components as exported; read-only."""
+    made: dict[str, dict[str, ir.Model]] = {}
+
+    def components(family: str) -> dict[str, ir.Model]:
+        if family not in made:
+            from glmcompile.export import export_component
+
+            checkpoint = checkpoint_of(family)
+            made[family] = {
+                name: export_component(checkpoint, name) for name in checkpoint.family.components
+            }
+        return made[family]
+
+    return components
 
 
 @pytest.fixture(params=FAMILIES)

@@ -39,8 +39,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_capital_of_france_is_paris(engine: Callable[[str], Path], precision: str) -> None:
+    # Asked so that the first word is sure (0.7 nats ahead); "What is the capital" leaves it to
+    # the last digit of a weight (0.1 nats).
     with glmcompile.load(engine(precision)) as loaded:
-        answer = loaded.generate(prompt="What is the capital of France?", max_tokens=32)
+        answer = loaded.generate(prompt="Name the capital city of France.", max_tokens=32)
     assert "Paris" in answer.text
 
 

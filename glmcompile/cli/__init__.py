@@ -13,7 +13,7 @@ import click
 from glmcompile.errors import GlmcompileError
 
 # In the order of use. The module of this name holds the command as `command`.
-COMMANDS = ("compile", "run", "serve", "bench", "inspect")
+COMMANDS = ("plan", "compile", "run", "serve", "bench", "inspect")
 _EXTRAS = {"serve": "serve", "bench": "bench"}  # that have what a command imports
 _EXTRAS_OF_PACKAGES = {"ray": "replicas"}  # that only an option imports
 

@@ -45,18 +45,28 @@ def command(checkpoint: Path, output: Path, calibration: Path | None, **options:
     """Compile a Hugging Face CHECKPOINT directory to an engine.
 
     The directory holds config.json, safetensors weights, tokenizer, processor and chat template.
-    Nothing is downloaded. The engine appears at the output only when it is complete.
+    Nothing is downloaded. The engine appears at the output only when it is complete; a compile that
+    was interrupted goes on where it was when the same command is run again.
 
     \b
     glmcompile compile AutoGLM-Phone-9B -o phone.engine
     glmcompile compile AutoGLM-Phone-9B -o phone.fp32 --precision fp32
     """
-    with TerminalProgress() as progress:
-        from glmcompile.compiler import compile_checkpoint
+    try:
+        with TerminalProgress(time_left=True) as progress:
+            from glmcompile.compiler import compile_checkpoint
 
-        compile_checkpoint(
-            checkpoint, output, calibration=calibration, progress=progress, **options
+            compile_checkpoint(
+                checkpoint, output, calibration=calibration, progress=progress, **options
+            )
+    except KeyboardInterrupt:
+        store = output.parent / f".{output.name}.compile"
+        if not store.exists():
+            raise
+        click.echo(
+            f"interrupted; run the same command again to go on, or remove {store}.", err=True
         )
+        click.get_current_context().exit(130)
     from glmcompile.artifact import open_artifact
 
     artifact = open_artifact(output, verify=False)

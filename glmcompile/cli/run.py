@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from glmcompile.cli.arguments import ENGINE, THREADS
+from glmcompile.cli.arguments import ENGINE, THREADS, VERIFY, verify_engine
 from glmcompile.errors import InputError
 
 
@@ -36,6 +36,7 @@ from glmcompile.errors import InputError
 @click.option("--stop", multiple=True, help="End the answer before this string; may be repeated.")
 @click.option("--stats", is_flag=True, help="Print token counts and timings to stderr.")
 @THREADS
+@VERIFY
 def command(
     engine: Path,
     images: tuple[Path, ...],
@@ -44,6 +45,7 @@ def command(
     stream: bool,
     stats: bool,
     threads: int | None,
+    verify: bool,
     **sampling: Any,
 ) -> None:
     """Ask ENGINE one question and print its answer.
@@ -58,7 +60,9 @@ def command(
     content = [*parts, {"type": "text", "text": text}] if images else text
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": content})
-    with glmcompile.load(engine, threads=threads) as loaded:
+    if verify:
+        verify_engine(engine)
+    with glmcompile.load(engine, threads=threads, verify=False) as loaded:
         answer = loaded.stream(messages=messages, **sampling)
         for piece in answer:
             if stream:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from glmcompile.cli.arguments import BYTES, ENGINE, THREADS
+from glmcompile.cli.arguments import BYTES, ENGINE, THREADS, VERIFY, verify_engine
 
 
 @click.command("serve")
@@ -115,6 +115,7 @@ from glmcompile.cli.arguments import BYTES, ENGINE, THREADS
 )
 @click.option("--fault", "faults", default="", hidden=True, help="See glmcompile.runtime.faults.")
 @THREADS
+@VERIFY
 def command(
     engine: Path,
     host: str,
@@ -131,6 +132,7 @@ def command(
     access_log: str | None,
     reasoning_parser: str | None,
     replicas: int | None,
+    verify: bool,
     **options: Any,
 ) -> None:
     """Serve ENGINE to OpenAI clients until SIGTERM or Ctrl-C, then finish what runs.
@@ -161,7 +163,9 @@ def command(
     )
     if api_key is None and not _is_loopback(host):
         click.echo(f"note: whoever reaches {host} can use the server; see --api-key.", err=True)
-    told = EngineOptions(**options)
+    if verify:
+        verify_engine(engine)
+    told = EngineOptions(verify=False, **options)
 
     def on_ready(url: str) -> None:
         click.echo(f"serving {settings.model_names[0]} at {url}")

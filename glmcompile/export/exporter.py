@@ -28,6 +28,7 @@ from glmcompile.export.components import (
 )
 from glmcompile.export.convolution import ConvolutionToLinear
 from glmcompile.export.linear import CanonicalizeLinear
+from glmcompile.export.repeat import repeat_layer, shorten
 from glmcompile.export.skeleton import build_skeleton
 from glmcompile.export.weights import bind_weights
 
@@ -47,10 +48,12 @@ def export_component(checkpoint: Checkpoint, component: str) -> ir.Model:
             f"its components: {', '.join(checkpoint.family.components)}"
         )
     spec = signature(checkpoint.family, checkpoint.model, component)
-    model = _trace(checkpoint, component, spec)
-    CanonicalizeLinear()(model)
-    simplify(model)
-    NameDimensions({name: shape for name, (_, shape) in spec.inputs.items()})(model)
+    model, layers = _simplified(checkpoint, component, spec)
+    if layers:
+        try:
+            repeat_layer(model, layers)
+        except ExportError:  # its layers hand on more than a hidden state: all are traced
+            model, _ = _simplified(checkpoint, component, spec, whole=True)
     bind_weights(model, checkpoint, component)
     ConvolutionToLinear()(model)
     RemoveUnusedNodesPass()(model)
@@ -63,10 +66,29 @@ def export_component(checkpoint: Checkpoint, component: str) -> ir.Model:
     return model
 
 
-def _trace(checkpoint: Checkpoint, component: str, spec: Signature) -> ir.Model:
+def _simplified(
+    checkpoint: Checkpoint, component: str, spec: Signature, whole: bool = False
+) -> tuple[ir.Model, list[str]]:
+    """The component traced and simplified, and all of its layers if only some are in it.
+
+    whole: trace every layer, alike or not.
+    """
+    model, layers = _trace(checkpoint, component, spec, whole)
+    CanonicalizeLinear()(model)
+    simplify(model)
+    NameDimensions({name: shape for name, (_, shape) in spec.inputs.items()})(model)
+    return model, layers
+
+
+def _trace(
+    checkpoint: Checkpoint, component: str, spec: Signature, whole: bool
+) -> tuple[ir.Model, list[str]]:
     """The exporter's graph as it comes, parameters renamed as in the module and without values."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     skeleton = build_skeleton(checkpoint, mode)
+    modules = checkpoint.family.modules
+    root = {"vision_encoder": modules.vision, "decoder": modules.decoder}.get(component)
+    layers = shorten(skeleton, root) if root is not None and not whole else []
     module = COMPONENTS[component](skeleton, checkpoint.family, spec).eval()
     with mode:
         inputs = example_inputs(spec)
@@ -99,4 +121,4 @@ def _trace(checkpoint: Checkpoint, component: str, spec: Signature) -> ir.Model:
         if isinstance(getattr(value.const_value, "raw", None), FakeTensor):
             value.const_value = None
         value.name = name.removeprefix("model.")
-    return model
+    return model, layers

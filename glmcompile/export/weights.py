@@ -52,6 +52,7 @@ class CheckpointTensor(ir.LazyTensor):
 
     def _array(self) -> np.ndarray:
         tensor = self.checkpoint.tensor(self.parameter).float()
+        self.checkpoint.release()  # the pages that were read, so that they are not held twice
         if self.permutation is not None:
             tensor = tensor.permute(self.permutation)
         return tensor.contiguous().numpy().reshape(self.shape.numpy())

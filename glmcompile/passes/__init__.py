@@ -7,9 +7,11 @@ from onnxscript.rewriter import onnx_fusions
 
 from glmcompile.passes.merge_linears import MergeLinears
 from glmcompile.passes.rotary import FuseRotary
+from glmcompile.passes.select_rows import SelectRows
 
 
 def simplify(model: ir.Model) -> None:
     """Run the rewrites that hold for every target; operators stay those ONNX Runtime defines."""
     ir.passes.Sequential(FuseRotary(), MergeLinears())(model)
     onnx_fusions.fuse(model)  # RMSNormalization
+    SelectRows()(model)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from glmcompile.passes.matching import DOMAIN, integer, lazy_initializer, producer, replace
+from glmcompile.passes.matching import DOMAIN, integer, lazy_initializer, producer
 
 # Inputs of LinearW8A8.
 X, INPUT_SCALE = 0, 6
@@ -39,7 +39,7 @@ def _fuse(graph: ir.Graph, node: ir.Node) -> bool:
     node.attributes["rms_epsilon"] = ir.AttrFloat32("rms_epsilon", value)
     node.resize_inputs(max(len(node.inputs), INPUT_SCALE + 1))
     node.replace_input_with(INPUT_SCALE, _product(graph, weight, node.inputs[INPUT_SCALE]))
-    replace(norm.outputs[0], source)
+    norm.outputs[0].replace_all_uses_with(source)
     return True
 
 

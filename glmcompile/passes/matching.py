@@ -113,8 +113,11 @@ def describe(new: ir.Value, like: ir.Value) -> None:
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:
-    """Let every consumer of `old` read `new`, which also takes its name as a graph output."""
-    if old.is_graph_output():
-        name, old.name = old.name, f"{old.name}.replaced"
-        new.name = name
+    """Let every consumer of `old` read `new`, which also takes its name.
+
+    A value keeps its name through every rewrite, so that graphs of one component, before and after,
+    can be cut at the same values.
+    """
+    name, old.name = old.name, f"{old.name}.replaced"
+    new.name = name
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

@@ -12,7 +12,7 @@ import onnx_ir.passes.common as common_passes
 from glmcompile.passes.matching import integer, producer, replace
 
 # A row of their results depends on the same row of their inputs alone.
-ROWWISE = {"Add", "Gelu", "Linear", "LinearW8A8", "Mul", "Sigmoid", "Sub", "Tanh"}
+ROWWISE = {"Add", "Gelu", "Linear", "Mul", "Sigmoid", "Sub", "Tanh"}
 ROWWISE_ON_LAST_AXIS = {"RMSNormalization": -1, "Split": 0}  # and their default axes
 
 

@@ -1,12 +1,13 @@
-"""Turns a simplified model into its INT8 form: linear layers, embedding, lm_head, KV cache.
+"""Turns a simplified graph into its INT8 form: linear layers, embedding, lm_head, KV cache.
 
-The three graphs are converted together because an embedding tied to lm_head shares its weight.
+The form does not depend on what calibration finds: every tensor that does is read when it is
+written, so that a graph can be converted whole and its layers calibrated one after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +17,14 @@ from numpy.typing import NDArray
 from glmcompile.errors import CalibrationError
 from glmcompile.passes.fuse_epilogue import FuseEpilogue
 from glmcompile.passes.fuse_norm import FuseNorm
-from glmcompile.passes.matching import DOMAIN, describe, dimensions, lazy_initializer, replace
+from glmcompile.passes.matching import (
+    DOMAIN,
+    describe,
+    dimensions,
+    lazy_initializer,
+    replace,
+    width,
+)
 from glmcompile.quantize.packing import interleave_gate_up, packed_shape
 from glmcompile.quantize.schemes import W8A8, Recipe
 from glmcompile.quantize.weights import QuantizedWeight, quantize_weight
@@ -27,39 +35,37 @@ KEY_CACHE, VALUE_CACHE, K_SCALE, V_SCALE = 3, 4, 14, 15
 Statistics = Mapping[str, NDArray[np.float32]]
 
 
-def quantize_models(
-    models: Mapping[str, ir.Model], recipe: Recipe, statistics: Statistics
+def quantize_graph(
+    model: ir.Model, recipe: Recipe, statistics: Statistics, shared: Collection[str] = ()
 ) -> dict[str, str]:
-    """Quantize every component in place, as the recipe says.
+    """Quantize a component in place, as the recipe says.
 
-    statistics: largest magnitude per channel, by observation name (see calibrate.observe).
+    statistics: largest magnitude per channel, by observation name (see calibrate.observe); read
+        when tensors are, so it may be filled later. A tensor of a layer that no sample reached
+        raises CalibrationError then.
+    shared: names of weights that both the embedding and lm_head read: their channels cannot be
+        scaled for one of the two.
     Returns the scheme each linear layer got, by layer name.
-    Raises CalibrationError for a layer that the samples never reached.
     """
     quantized: dict[str, str] = {}
-    embedding = models["embedding"]
-    table = _embedding_gather(embedding)
-    for model in models.values():
-        FuseEpilogue(lambda name: isinstance(_scheme(recipe, name), W8A8))(model)
-        for node in list(model.graph):
-            if node.op_type == "Linear" and node.domain == DOMAIN:
-                scheme = _scheme(recipe, node.name or "")
-                quantized[node.name or ""] = "w8a8" if isinstance(scheme, W8A8) else "float32"
-                if isinstance(scheme, W8A8):
-                    shared = table is not None and table.name == node.inputs[1].name  # type: ignore[union-attr]
-                    _convert_linear(model, node, scheme, statistics, shared)
-        model.opset_imports[DOMAIN] = 1
-        common_passes.RemoveUnusedNodesPass()(model)
-        FuseNorm()(model)
-        common_passes.RemoveUnusedNodesPass()(model)
-        common_passes.TopologicalSortPass()(model)
+    latest = _Latest()
+    FuseEpilogue(lambda name: isinstance(_scheme(recipe, name), W8A8))(model)
+    for node in list(model.graph):
+        if node.op_type == "Linear" and node.domain == DOMAIN:
+            scheme = _scheme(recipe, node.name or "")
+            quantized[node.name or ""] = "w8a8" if isinstance(scheme, W8A8) else "float32"
+            if isinstance(scheme, W8A8):
+                _convert_linear(model, node, scheme, statistics, shared, latest)
+    model.opset_imports[DOMAIN] = 1
+    common_passes.RemoveUnusedNodesPass()(model)
+    FuseNorm()(model)
+    common_passes.RemoveUnusedNodesPass()(model)
+    common_passes.TopologicalSortPass()(model)
     if isinstance(recipe.linear, W8A8):
-        if table is not None:
-            _convert_embedding(embedding, table)
-        if "vision_encoder" in models:
-            _convert_attention(models["vision_encoder"])
+        _convert_embedding(model, latest)
+        _convert_attention(model)
     if recipe.kv_dtype == "int8":
-        _convert_cache(models["decoder"], statistics)
+        _convert_cache(model, statistics)
     return quantized
 
 
@@ -77,7 +83,12 @@ def _scheme(recipe: Recipe, layer: str) -> object:
 
 
 def _convert_linear(
-    model: ir.Model, node: ir.Node, scheme: W8A8, statistics: Statistics, shared: bool
+    model: ir.Model,
+    node: ir.Node,
+    scheme: W8A8,
+    statistics: Statistics,
+    shared: Collection[str],
+    latest: _Latest,
 ) -> None:
     x, weight, bias, residual = [*node.inputs, None, None][:4]
     assert x is not None and weight is not None
@@ -86,9 +97,14 @@ def _convert_linear(
     activation = attribute.as_string() if attribute is not None else ""
     swiglu = activation == "swiglu"
     # A weight that the embedding reads, too, has to keep its channels' scales.
-    smoothing = 0.0 if shared else scheme.smoothing
-    absmax = _observed(statistics, f"{node.name}.input") if smoothing else None
-    read = _reader(weight, absmax, smoothing, swiglu)
+    smoothing = 0.0 if weight.name in shared else scheme.smoothing
+    observation = f"{node.name}.input"
+    read = latest.reader(
+        weight,
+        lambda: _observed(statistics, observation) if smoothing else None,
+        smoothing,
+        swiglu,
+    )
     initializers = _weight_initializers(model.graph, weight, read)
     tape = ir.tape.Tape(model.graph)
     factors = None
@@ -113,30 +129,35 @@ def _convert_linear(
     replace(old, output)
 
 
-def _reader(
-    weight: ir.Value,
-    activation_absmax: NDArray[np.float32] | None,
-    smoothing: float,
-    swiglu: bool,
-) -> Callable[[], QuantizedWeight]:
-    """A function that quantizes the weight when the artifact is written.
+class _Latest:
+    """Quantizes weights when they are read and keeps the last result.
 
-    A layer's tensors are written one after the other, so the last result alone is kept, whichever
-    layer's it is.
+    A layer's tensors are written one after the other, so one is enough.
     """
-    tensor = weight.const_value
-    assert tensor is not None
 
-    def read() -> QuantizedWeight:
-        if _last.get("reader") is not read:
-            _last["result"] = quantize_weight(tensor.numpy(), activation_absmax, smoothing, swiglu)
-            _last["reader"] = read
-        return _last["result"]
+    def __init__(self) -> None:
+        self._reader: object = None
+        self._result: QuantizedWeight | None = None
 
-    return read
+    def reader(
+        self,
+        weight: ir.Value,
+        activation_absmax: Callable[[], NDArray[np.float32] | None],
+        smoothing: float,
+        swiglu: bool,
+    ) -> Callable[[], QuantizedWeight]:
+        """A function that gives the quantized weight."""
+        tensor = weight.const_value
+        assert tensor is not None
 
+        def read() -> QuantizedWeight:
+            if self._reader is not read or self._result is None:
+                self._reader, self._result = read, None  # the one before is let go first
+                absmax = activation_absmax()
+                self._result = quantize_weight(tensor.numpy(), absmax, smoothing, swiglu)
+            return self._result
 
-_last: dict[str, Any] = {}
+        return read
 
 
 def _weight_initializers(
@@ -164,17 +185,15 @@ def _initializer(
 
 
 def _interleaved_bias(graph: ir.Graph, bias: ir.Value) -> ir.Value:
-    assert bias.const_value is not None
-    gate, up = np.split(bias.const_value.numpy(), 2)
-    name = f"{bias.name}.interleaved"
-    value = ir.Value(
-        name=name,
-        shape=bias.shape,
-        type=bias.type,
-        const_value=ir.Tensor(interleave_gate_up(gate, up), name=name),
+    tensor = bias.const_value
+    assert tensor is not None
+    return lazy_initializer(
+        graph,
+        f"{bias.name}.interleaved",
+        tensor.dtype,
+        dimensions(bias),
+        lambda: interleave_gate_up(*np.split(tensor.numpy(), 2)),
     )
-    graph.register_initializer(value)
-    return value
 
 
 def _embedding_gather(model: ir.Model) -> ir.Value | None:
@@ -187,9 +206,13 @@ def _embedding_gather(model: ir.Model) -> ir.Value | None:
     return None
 
 
-def _convert_embedding(model: ir.Model, table: ir.Value) -> None:
+def _convert_embedding(model: ir.Model, latest: _Latest) -> None:
+    table = _embedding_gather(model)
+    if table is None:
+        return
     out_features, in_features = dimensions(table)
-    packed, scale, _ = _weight_initializers(model.graph, table, _reader(table, None, 0.0, False))
+    read = latest.reader(table, lambda: None, 0.0, False)
+    packed, scale, _ = _weight_initializers(model.graph, table, read)
     tape = ir.tape.Tape(model.graph)
     for use in list(table.uses()):
         rows = tape.op(
@@ -201,7 +224,6 @@ def _convert_embedding(model: ir.Model, table: ir.Value) -> None:
         old = use.node.outputs[0]
         describe(rows, like=old)
         replace(old, rows)
-    model.opset_imports[DOMAIN] = 1
     common_passes.RemoveUnusedNodesPass()(model)
     common_passes.TopologicalSortPass()(model)
 
@@ -222,19 +244,23 @@ def _convert_cache(model: ir.Model, statistics: Statistics) -> None:
             ("key", KEY_CACHE, K_SCALE),
             ("value", VALUE_CACHE, V_SCALE),
         ):
-            absmax = _observed(statistics, f"{name}.{layer}")
-            scale = np.maximum(absmax, 1e-6).reshape(heads, 1, -1) / np.float32(127)
-            label = f"{name}_cache.{layer}.scale"
-            value = ir.Value(
-                name=label,
-                shape=ir.Shape(scale.shape),
-                type=ir.TensorType(ir.DataType.FLOAT),
-                const_value=ir.Tensor(scale.astype(np.float32), name=label),
-            )
-            model.graph.register_initializer(value)
-            node.replace_input_with(position, value)
+            observation = f"{name}.{layer}"
             pool = node.inputs[cache]
-            assert pool is not None
-            pool.dtype = ir.DataType.INT8
+            head_size = width(pool) if pool is not None else None
+            assert pool is not None and head_size is not None
+            value = lazy_initializer(
+                model.graph,
+                f"{pool.name}.scale",
+                ir.DataType.FLOAT,
+                [heads, 1, head_size],
+                partial(_cache_scale, statistics, observation, heads),
+            )
+            node.replace_input_with(position, value)
+            pool.type = ir.TensorType(ir.DataType.INT8)
             kind = f"{name[0]}_quant_type"
             node.attributes[kind] = ir.AttrString(kind, "PER_CHANNEL")
+
+
+def _cache_scale(statistics: Statistics, observation: str, heads: int) -> NDArray[np.float32]:
+    absmax = _observed(statistics, observation)
+    return np.maximum(absmax, 1e-6).reshape(heads, 1, -1).astype(np.float32) / np.float32(127)

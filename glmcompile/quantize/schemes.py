@@ -32,6 +32,7 @@ class W8A8:
 Scheme = Float32 | W8A8
 SCHEMES: dict[str, type[Scheme]] = {"float32": Float32, "w8a8": W8A8}
 KV_DTYPES = ("float32", "int8")
+CALIBRATION_INPUTS = ("float32", "quantized")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Recipe:
     """What a compile quantizes and what it calibrates with.
 
     overrides: (layer name with shell wildcards, scheme) pairs, first match wins.
+    inputs: what a layer sees in calibration, "float32" or "quantized" layers before it.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Recipe:
     kv_dtype: str = "int8"
     samples: int = 64
     max_tokens: int = 1024
+    inputs: str = "float32"
 
     def scheme_for(self, layer: str) -> Scheme:
         """The scheme of the layer with this module path; parts of a merged layer go together."""
@@ -63,7 +66,11 @@ class Recipe:
                 {"layers": pattern, **_scheme_json(scheme)} for pattern, scheme in self.overrides
             ],
             "kv_cache": {"dtype": self.kv_dtype},
-            "calibration": {"samples": self.samples, "max_tokens": self.max_tokens},
+            "calibration": {
+                "samples": self.samples,
+                "max_tokens": self.max_tokens,
+                "inputs": self.inputs,
+            },
         }
 
 
@@ -114,6 +121,12 @@ def _recipe(path: Path, table: dict[str, Any]) -> Recipe:
         raise CalibrationError(
             f"{path}: [kv_cache] dtype = {kv_dtype!r}; expected one of {', '.join(KV_DTYPES)}."
         )
+    inputs = sampling.get("inputs", CALIBRATION_INPUTS[0])
+    if inputs not in CALIBRATION_INPUTS:
+        raise CalibrationError(
+            f"{path}: [calibration] inputs = {inputs!r}; "
+            f"expected one of {', '.join(CALIBRATION_INPUTS)}."
+        )
     overrides = []
     for entry in table.get("override", []):
         rest = dict(entry) if isinstance(entry, dict) else {}
@@ -133,6 +146,7 @@ def _recipe(path: Path, table: dict[str, Any]) -> Recipe:
         linear=_scheme(path, table.get("linear", {"scheme": "w8a8"})),
         overrides=tuple(overrides),
         kv_dtype=kv_dtype,
+        inputs=inputs,
         **counts,
     )
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from glmcompile.quantize.packing import interleave_gate_up, pack_weight, weight_sum
 
 Float = NDArray[np.float32]
+_ROWS = 1024  # quantized at a time: a large weight is never copied whole
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,27 @@ def smoothing_scales(activation_absmax: Float, weight: Float, strength: float) -
     s = max|x| ** strength / max|weight| ** (1 - strength), channels that never fire stay at 1
     (Xiao et al., "SmoothQuant", 2023, equation 4).
     """
-    weight_absmax = np.abs(weight).max(axis=0)
+    weight_absmax = np.maximum(weight.max(axis=0), -weight.min(axis=0))
     scales = np.ones_like(activation_absmax)
     alive = (activation_absmax > 1e-5) & (weight_absmax > 1e-5)
     scales[alive] = activation_absmax[alive] ** strength / weight_absmax[alive] ** (1 - strength)
     return scales.astype(np.float32)
 
 
-def quantize_rows(weight: Float) -> tuple[NDArray[np.int8], Float]:
-    """Symmetric int8 per row: values int8 `[N, K]` in -127..127 and scales float32 `[N]`."""
-    scale = np.abs(weight).max(axis=1) / np.float32(127)
-    scale[scale == 0] = 1
-    values = np.rint(weight / scale[:, None]).astype(np.int8)
-    return values, scale.astype(np.float32)
+def quantize_rows(weight: Float, factors: Float | None = None) -> tuple[NDArray[np.int8], Float]:
+    """Symmetric int8 per row: values int8 `[N, K]` in -127..127 and scales float32 `[N]`.
+
+    factors: float32 `[K]`, what the columns are multiplied by first.
+    """
+    values = np.empty(weight.shape, np.int8)
+    scale = np.empty(len(weight), np.float32)
+    for start in range(0, len(weight), _ROWS):
+        rows = slice(start, start + _ROWS)
+        block = weight[rows] if factors is None else weight[rows] * factors
+        scale[rows] = np.abs(block).max(axis=1) / np.float32(127)
+        scale[rows][scale[rows] == 0] = 1
+        values[rows] = np.rint(block / scale[rows][:, None])
+    return values, scale
 
 
 def quantize_weight(
@@ -58,13 +67,12 @@ def quantize_weight(
     activation_absmax: float32 `[K]` from calibration, needed where smoothing > 0.
     swiglu: the rows are gate over up, and the operator wants them interleaved.
     """
-    input_scale = None
+    factors = input_scale = None
     if smoothing > 0:
         assert activation_absmax is not None
         factors = smoothing_scales(activation_absmax, weight, smoothing)
-        weight = weight * factors
         input_scale = (1 / factors).astype(np.float32)
-    values, scale = quantize_rows(weight)
+    values, scale = quantize_rows(weight, factors)
     if swiglu:
         half = len(values) // 2
         values = interleave_gate_up(values[:half], values[half:])

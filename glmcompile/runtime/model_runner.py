@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from glmcompile.config import ModelConfig
 from glmcompile.errors import ArtifactError
+from glmcompile.runtime.feeds import is_cache
 from glmcompile.runtime.kv_cache import KVCacheShape
 from glmcompile.runtime.sequence import Chunk
 
@@ -182,9 +183,12 @@ class _Binding:
 
 
 def cache_dtype(decoder: ort.InferenceSession) -> np.dtype[Any]:
-    """The element type of the decoder's KV pools. Raises ArtifactError for one not known."""
+    """The element type of a decoder's KV pools, or of those of some of its layers.
+
+    Raises ArtifactError for one not known.
+    """
     for node in decoder.get_inputs():
-        if node.name == "key_cache.0":
+        if is_cache(node.name):
             if node.type in _DTYPES:
                 return np.dtype(_DTYPES[node.type])
             raise ArtifactError(f"the decoder's KV cache is of {node.type}; expected float or int8")

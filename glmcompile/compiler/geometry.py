@@ -1,0 +1,137 @@
+"""What a checkpoint's weights are used for, by their shapes alone; nothing of them is read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from glmcompile.checkpoint import Checkpoint
+from glmcompile.export.repeat import layer_paths
+from glmcompile.quantize.packing import BLOCK_K, BLOCK_N
+
+PATCH, MERGED, TOKEN, SAMPLED = "patch", "merged patch", "token", "sampled token"
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A linear layer's weight. rows: what it is multiplied with, one row for each of PATCH..."""
+
+    out_features: int
+    in_features: int
+    rows: str
+    unit: str  # the layer, or other part, that is compiled together with it
+
+    @property
+    def parameters(self) -> int:
+        return self.out_features * self.in_features
+
+    def bytes(self, precision: str) -> int:
+        """In an engine, scales and padding included."""
+        if precision == "fp32":
+            return 4 * self.parameters
+        rows = -(-self.out_features // BLOCK_N) * BLOCK_N
+        columns = -(-self.in_features // BLOCK_K) * BLOCK_K
+        return rows * columns + 8 * self.out_features + 4 * self.in_features
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A model's linear layers and the parameters that are none.
+
+    table: rows and channels of the embedding; tied: whether lm_head is the same matrix.
+    other: parameters that stay in float32 in every precision.
+    layers, vision_layers: how many; vision_width: channels between the vision layers.
+    vision_inner: channels inside their MLPs; inner: inside the decoder's.
+    """
+
+    matrices: tuple[Matrix, ...]
+    table: Matrix
+    tied: bool
+    other: int
+    layers: int
+    vision_layers: int
+    vision_width: int
+    vision_inner: int
+    inner: int
+
+    @property
+    def parameters(self) -> int:
+        linear = sum(matrix.parameters for matrix in self.matrices)
+        return linear + self.other + (0 if self.tied else self.table.parameters)
+
+    def engine_bytes(self, precision: str) -> int:
+        """Of weights.bin."""
+        linear = sum(matrix.bytes(precision) for matrix in self.matrices)
+        return linear + 4 * self.other + (0 if self.tied else self.table.bytes(precision))
+
+    def decode_bytes(self, precision: str) -> int:
+        """Weights that one token reads, of the embedding one row."""
+        own = (m for m in self.matrices if m.rows in (TOKEN, SAMPLED))
+        return sum(matrix.bytes(precision) for matrix in own)
+
+    def operations(self, rows: dict[str, int]) -> int:
+        """Of the linear layers, two per multiply-accumulate, for so many patches and tokens."""
+        return sum(2 * each.parameters * rows.get(each.rows, 0) for each in self.matrices)
+
+    @property
+    def largest_unit(self) -> int:
+        """Parameters of the largest part that is compiled at a time."""
+        units: dict[str, int] = {"embedding": self.table.parameters}
+        for matrix in self.matrices:
+            units[matrix.unit] = units.get(matrix.unit, 0) + matrix.parameters
+        return max(units.values())
+
+
+def geometry(checkpoint: Checkpoint) -> Geometry:
+    """Read a checkpoint's geometry off its configuration and the shapes of its weights."""
+    modules, model = checkpoint.family.modules, checkpoint.model
+    with torch.device("meta"):
+        network = checkpoint.model_class._from_config(checkpoint.config)
+    tables = {
+        f"{path}.weight"
+        for path, module in network.named_modules()
+        if isinstance(module, nn.Embedding)
+    }
+    roots = [root for root in (modules.vision, modules.decoder) if root is not None]
+    layers = [path for root in roots for path in layer_paths(network, root)]
+    lm_head, embedding = f"{modules.lm_head}.weight", f"{modules.embed_tokens}.weight"
+    shapes = {name: stored.shape for name, stored in checkpoint.parameters.items()}
+    for name, source in checkpoint.tied.items():
+        shapes[name] = checkpoint.parameters[source].shape
+    matrices, other = [], 0
+    vision = model.vision
+    patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2 if vision else 0
+    for name, shape in shapes.items():
+        if name == embedding:
+            continue
+        if len(shape) < 2 or name in tables:
+            other += math.prod(shape)
+            continue
+        out_features, in_features = shape[0], math.prod(shape[1:])
+        unit = next((path for path in layers if name.startswith(f"{path}.")), "end")
+        if name == lm_head:
+            rows, unit = SAMPLED, "lm_head"
+        elif modules.vision is None or not name.startswith(f"{modules.vision}."):
+            rows = TOKEN
+        elif unit != "end" or in_features == patch:
+            rows = PATCH
+        else:
+            rows = MERGED
+        matrices.append(Matrix(out_features, in_features, rows, unit))
+    vision_layers = [path for path in layers if modules.vision and path.startswith(modules.vision)]
+    own = [m for m in matrices if m.unit in vision_layers]
+    table = shapes[embedding]
+    return Geometry(
+        tuple(matrices),
+        Matrix(table[0], table[1], TOKEN, "embedding"),
+        lm_head in checkpoint.tied,
+        other,
+        model.num_layers,
+        len(vision_layers),
+        vision.num_heads * vision.head_size if vision else 0,
+        max((m.in_features for m in own), default=0),
+        max(m.in_features for m in matrices if m.rows == TOKEN),
+    )

@@ -1,0 +1,169 @@
+"""Cuts a component's graph into the layers that are compiled one after the other.
+
+A cut is the set of named values that cross it, not one hidden state, so that rotary tables, masks
+or features for a later layer pass as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+BEGIN, END = "begin", "end"
+# Whether these lie before a cut or behind it makes no difference to what crosses.
+REARRANGING = ("Squeeze", "Unsqueeze", "Reshape", "Transpose")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a component's graph that runs alone.
+
+    name: the layer's module path, or BEGIN or END for what lies before and after the layers.
+    inputs, outputs: names of the values that cross its ends, inputs and outputs of the component
+        among them.
+    """
+
+    name: str
+    model: ir.Model
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def cut(model: ir.Model, layers: Sequence[str]) -> list[Segment]:
+    """The graph as segments in the order in which they run; their nodes are copies.
+
+    layers: module paths of the layers in their order, to which parameters belong by their names.
+    A node belongs to the latest layer that it needs a parameter or a value of. Segments without a
+    node are left out.
+    """
+    stages = stages_of(model.graph, layers)
+    names = (BEGIN, *layers, END)
+    crossing = _crossing(model.graph, stages)
+    segments = []
+    for stage, name in enumerate(names):
+        inputs, outputs = crossing.get(stage, ([], []))
+        if not outputs:
+            continue
+        graph = ir.convenience.extract(model.graph, inputs, outputs)
+        graph.name = f"{model.graph.name}.{name}"
+        segments.append(
+            Segment(
+                name,
+                ir.Model(graph, ir_version=model.ir_version),
+                tuple(str(value.name) for value in inputs),
+                tuple(str(value.name) for value in outputs),
+            )
+        )
+    return segments
+
+
+def stages_of(graph: ir.Graph, layers: Sequence[str], sink: bool = True) -> dict[ir.Node, int]:
+    """The number of each node's segment: 0 before the layers, len(layers) + 1 after them.
+
+    sink: let nodes that serve a later segment alone go there where fewer values cross then.
+    """
+    stage_of = {path: number for number, path in enumerate(layers, 1)}
+    pattern = re.compile("|".join(f"(?:{re.escape(path)})(?=[.])" for path in layers) or "(?!)")
+    is_parameter = _parameters_of(graph)
+    stages: dict[ir.Node, int] = {}
+    for node in graph:
+        before = 0
+        own: int | None = None
+        for value in node.inputs:
+            if value is None:
+                continue
+            if value.is_initializer():
+                match = pattern.match(str(value.name))
+                if match is not None:
+                    own = max(own or 0, stage_of[match[0]])
+                elif is_parameter(value):
+                    own = own or 0
+            elif (producer := value.producer()) is not None:
+                before = max(before, stages[producer])
+        after_layers = own == 0 and before > 0
+        stages[node] = len(layers) + 1 if after_layers else max(before, own or 0)
+    if sink:
+        _sink(graph, stages, is_parameter)
+    return stages
+
+
+def _parameters_of(graph: ir.Graph) -> Callable[[ir.Value | None], bool]:
+    """Whether a value comes from the checkpoint: by its name, a path.
+
+    The tracer's constants have no dots in theirs; a cache's scales are named after the cache.
+    """
+    scales = tuple(f"{value.name}." for value in graph.inputs)
+    return lambda value: (
+        value is not None
+        and value.is_initializer()
+        and "." in str(value.name)
+        and not str(value.name).startswith(scales)
+    )
+
+
+def _sink(
+    graph: ir.Graph,
+    stages: dict[ir.Node, int],
+    is_parameter: Callable[[ir.Value | None], bool],
+) -> None:
+    """Moves nodes that serve later segments alone into the first of them, where their inputs go
+    anyway.
+
+    A residual stream is then the only large value between two layers.
+    """
+    for node in reversed(graph):
+        stage = stages[node]
+        outputs = [output for output in node.outputs if output.uses() or output.is_graph_output()]
+        if stage == 0 or any(output.is_graph_output() for output in outputs):
+            continue
+        if any(is_parameter(value) for value in node.inputs):
+            continue
+        users = [stages[use.node] for output in outputs for use in output.uses()]
+        if not users or (target := min(users)) <= stage:
+            continue
+        inputs = [value for value in node.inputs if _stage(value, stages) > 0]
+        elsewhere = [
+            [stages[use.node] for use in value.uses() if use.node is not node]  # type: ignore[union-attr]
+            for value in inputs
+        ]
+        goes_anyway = [bool(others) and max(others) >= target for others in elsewhere]
+        serves = [goes or not others for goes, others in zip(goes_anyway, elsewhere, strict=True)]
+        if all(serves) and (any(goes_anyway) or node.op_type in REARRANGING):
+            stages[node] = target
+
+
+def _stage(value: ir.Value | None, stages: Mapping[ir.Node, int]) -> int:
+    producer = value.producer() if value is not None else None
+    return stages[producer] if producer is not None else 0
+
+
+def _crossing(
+    graph: ir.Graph, stages: Mapping[ir.Node, int]
+) -> dict[int, tuple[list[ir.Value], list[ir.Value]]]:
+    """Of each segment the values that it takes from outside and those that it gives."""
+    found: dict[int, tuple[dict[ir.Value, None], dict[ir.Value, None]]] = {}
+    for node in graph:
+        stage = stages[node]
+        inputs, _ = found.setdefault(stage, ({}, {}))
+        for value in node.inputs:
+            if value is None or value.is_initializer():
+                continue
+            producer = value.producer()
+            if producer is None:
+                inputs[value] = None
+            elif stages[producer] != stage:
+                inputs[value] = None
+                found[stages[producer]][1][value] = None
+    for value in graph.outputs:
+        producer = value.producer()
+        assert producer is not None, f"{value.name} is computed by no node"
+        found[stages[producer]][1][value] = None
+    return {stage: (list(inputs), list(outputs)) for stage, (inputs, outputs) in found.items()}
+
+
+def last_uses(segments: Iterable[Segment]) -> dict[str, int]:
+    """Number of the last segment that takes each value."""
+    return {name: index for index, segment in enumerate(segments) for name in segment.inputs}
