@@ -1,4 +1,4 @@
-"""GLM-4.1V-9B's own widths: a checkpoint of one layer, and of two, compiled and compared with torch.
+"""GLM-4.1V-9B's own widths: checkpoints of one layer and of two, compiled and compared with torch.
 
 Compiling compares every layer in float32 with torch and every quantized one with float32, and ends
 with an error beyond the bounds; the bounds here are those that these widths were seen to keep.
