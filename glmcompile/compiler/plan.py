@@ -212,10 +212,10 @@ def space(
     engine = shapes.engine_bytes(precision)
     width = 1 if precision == "int8" else 4
     kv = 2 * model.num_layers * model.num_kv_heads * model.head_size * 1000 * width
-    # Logits of what is compared are kept from torch, from the float32 graph (whole and in chunks)
-    # and from what ships; calibration's hidden states before and behind a layer.
+    # Logits of what is compared are kept from torch, from the float32 graph and from what ships;
+    # calibration's hidden states before and behind a layer, and as embeddings.
     hidden, compared = 4 * model.hidden_size, COMPARED_TOKENS
-    work = 4 * model.vocab_size * compared * (4 if precision == "int8" else 3)
+    work = 4 * model.vocab_size * compared * (3 if precision == "int8" else 2)
     work += hidden * (compared * (shapes.layers + 8) + 3 * load.tokens)
     work += (
         4 * shapes.vision_width * (COMPARED_PATCHES * (shapes.vision_layers + 4) + 2 * load.patches)

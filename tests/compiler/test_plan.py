@@ -61,15 +61,14 @@ def test_more_tokens_and_a_larger_screenshot_take_longer_and_more(checkpoint_of:
     shapes, model = geometry(checkpoint), checkpoint.model
     on = plan.machine(shapes, model, plan.PRECISIONS, threads=2)
     found = []
-    for image in ((280, 280), (560, 560)):
+    for image in ((56, 56), (140, 140)):
         prompt = plan.prompt_of(checkpoint, image)
         times = plan.seconds(shapes, model, "int8", prompt, plan.Load(100, 100, 100), 10**6, on)
         found.append((prompt, times, plan.space(shapes, model, "int8", prompt, plan.Load())))
     (small, fast, little), (large, slow, much) = found
-    assert small.patches == 400
-    assert small.tokens == plan.PROMPT_TOKENS + 100
-    assert large.patches == 1600
-    assert large.tokens == plan.PROMPT_TOKENS + 400
+    assert 0 < small.patches < large.patches
+    for prompt in (small, large):
+        assert prompt.tokens == plan.PROMPT_TOKENS + prompt.patches // 4
     assert 0 < fast.vision < slow.vision < slow.ttft
     assert fast.ttft < slow.ttft
     assert little.activations < much.activations
