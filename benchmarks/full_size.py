@@ -37,14 +37,15 @@ sys.path.insert(0, str(HERE))
 RESULT = HERE / "results" / "full_size.json"
 SHARD_BYTES = 2 << 30
 VOCABULARY, CONTEXT = 151_552, 65_536
+IMAGE_TOKENS = 7500  # larger screenshots than any phone's
 
 
-def make_config(tokenizer: Any, layers: int, vision_layers: int) -> Any:
-    """The published configuration of GLM-4.1V-9B-Thinking, with so many layers."""
+def make_config(tokenizer: Any, layers: int, vision_layers: int, vocabulary: int) -> Any:
+    """The published configuration of GLM-4.1V-9B-Thinking, with so many layers and words."""
     from calibration.model import glm4v_config
 
     text = {
-        "vocab_size": VOCABULARY,
+        "vocab_size": vocabulary,
         "hidden_size": 4096,
         "intermediate_size": 13_696,
         "num_hidden_layers": layers,
@@ -106,26 +107,28 @@ def checkpoint(output: Path, layers: int, vision_layers: int) -> None:
     """Write a random checkpoint, one shard in memory at a time."""
     if (output / "config.json").exists():
         raise click.ClickException(f"{output} holds a checkpoint already; remove it first")
-    parameters = write_checkpoint(output, layers, vision_layers)
+    from agent import make_tokenizer
+
+    parameters = write_checkpoint(output, make_tokenizer(), layers, vision_layers)
     size = sum(file.stat().st_size for file in output.iterdir())
     click.echo(f"{output}: {parameters / 1e9:.2f} billion parameters, {size / 1e9:.1f} GB")
 
 
-def write_checkpoint(output: Path, layers: int, vision_layers: int) -> int:
+def write_checkpoint(
+    output: Path, tokenizer: Any, layers: int, vision_layers: int, vocabulary: int = VOCABULARY
+) -> int:
     """Config, sharded bfloat16 safetensors, tokenizer, processor, chat template.
 
     Returns the number of parameters.
     """
     import torch
-    from agent import IMAGE_TOKENS, make_tokenizer
     from safetensors.torch import save_file
     from transformers import GenerationConfig, Glm4vForConditionalGeneration
 
     from calibration.model import END, PAD, make_processor, save_processor
 
     output.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer()
-    config = make_config(tokenizer, layers, vision_layers)
+    config = make_config(tokenizer, layers, vision_layers, vocabulary)
     config.architectures = ["Glm4vForConditionalGeneration"]
     config.dtype = torch.bfloat16
     with torch.device("meta"):

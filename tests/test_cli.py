@@ -15,6 +15,7 @@ from PIL import Image
 
 import glmcompile
 import glmcompile.bench
+import glmcompile.compiler
 from glmcompile.artifact import own_hash
 from glmcompile.cli import main
 
@@ -187,9 +188,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_compile_goes_on_when_a_full_disk_has_space_again(
+def test_too_little_disk_is_refused_before_anything_is_written(
     small_disk: Path, tiny_checkpoint: Callable[[str], Path]
 ) -> None:
+    command = ("compile", tiny_checkpoint("llama"), "-o", small_disk / "engine")
+    refused(invoke(*command), "0.9 MB are free", "MB of disk")
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_compile_goes_on_when_a_full_disk_has_space_again(
+    small_disk: Path,
+    tiny_checkpoint: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The disk fills while compiling, as it does when others write to it."""
+    monkeypatch.setattr(glmcompile.compiler, "check_resources", lambda *arguments: None)
     command = ("compile", tiny_checkpoint("llama"), "-o", small_disk / "engine")
     refused(invoke(*command), "the disk is full", "run the same command again")
     assert [each.name for each in small_disk.iterdir()] == [".engine.compile"]

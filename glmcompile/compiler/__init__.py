@@ -26,8 +26,9 @@ from glmcompile.checkpoint import Checkpoint, open_checkpoint
 from glmcompile.compiler import reference
 from glmcompile.compiler.activations import Activations
 from glmcompile.compiler.layers import Compiled, Work, activations, compile_component
+from glmcompile.compiler.plan import check_resources
 from glmcompile.compiler.samples import calibration_samples, compared_samples
-from glmcompile.compiler.store import Store, open_store
+from glmcompile.compiler.store import Store, open_store, store_path
 from glmcompile.errors import GlmcompileError
 from glmcompile.progress import Progress, Silent
 from glmcompile.quantize.schemes import DEFAULT_RECIPE, Float32, Recipe, load_recipe
@@ -83,6 +84,8 @@ def compile_checkpoint(
             "sha256": digest(samples),
         }
         record["quantization"] = {"recipe": plan.to_json(), "data": data}
+    held = sum(file.stat().st_size for file in store_path(Path(output)).rglob("*"))
+    check_resources(source, precision, plan, calibration, Path(output), held)
     total = sum(file.stat().st_size for file in source.files)
     record |= {
         "source": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time as clock
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from glmcompile.checkpoint import Checkpoint, open_checkpoint
 from glmcompile.compiler.geometry import MERGED, PATCH, SAMPLED, TOKEN, Geometry, geometry
 from glmcompile.compiler.samples import calibration_samples
 from glmcompile.config import ModelConfig
+from glmcompile.errors import ArtifactError
 from glmcompile.quantize.schemes import Recipe, load_recipe
 from glmcompile.quantize.weights import quantize_weight
 from glmcompile.targets.cpu import default_threads
@@ -144,6 +146,54 @@ def load_of(checkpoint: Checkpoint, recipe: Recipe, folder: str | Path | None) -
     return Load(sum(lengths), patches, max(lengths))
 
 
+def check_resources(
+    checkpoint: Checkpoint,
+    precision: str,
+    recipe: Recipe | None,
+    calibration: str | Path | None,
+    output: Path,
+    held: int = 0,
+) -> None:
+    """Ask for disk and memory before a compile begins.
+
+    recipe: None where nothing is calibrated. held: bytes that an earlier, interrupted compile has
+    on the disk already. Raises ArtifactError with the figures where either does not suffice.
+    """
+    load = load_of(checkpoint, recipe, calibration) if recipe is not None else Load()
+    needs = space(geometry(checkpoint), checkpoint.model, precision, Prompt(0, 0), load)
+    folder = next(each for each in output.absolute().parents if each.exists())
+    free = shutil.disk_usage(folder).free + held
+    if free < needs.engine + needs.compile_disk:
+        raise ArtifactError(
+            f"{output}: the engine needs {_size(needs.engine)} of disk and compiling it "
+            f"{_size(needs.compile_disk)} besides, but {_size(free)} are free in {folder}; "
+            "free some space or choose another output."
+        )
+    available = _available_memory()
+    if available is not None and available < needs.compile_memory:
+        raise ArtifactError(
+            f"{checkpoint.path}: compiling needs {_size(needs.compile_memory)} of memory, but "
+            f"{_size(available)} are available; close other programs, or compile on a machine "
+            "with more."
+        )
+
+
+def _available_memory() -> int | None:
+    """Bytes that can be had without swapping; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
 def prompt_of(checkpoint: Checkpoint, image: tuple[int, int] | None) -> Prompt:
     """A prompt with a screenshot of (width, height), or of text alone."""
     family, vision = checkpoint.family, checkpoint.model.vision
@@ -162,10 +212,10 @@ def space(
     engine = shapes.engine_bytes(precision)
     width = 1 if precision == "int8" else 4
     kv = 2 * model.num_layers * model.num_kv_heads * model.head_size * 1000 * width
-    # Logits of what is compared are kept from torch, from the float32 graph (whole and in chunks)
-    # and from what ships; calibration's hidden states before and behind a layer.
+    # Logits of what is compared are kept from torch, from the float32 graph and from what ships;
+    # calibration's hidden states before and behind a layer, and as embeddings.
     hidden, compared = 4 * model.hidden_size, COMPARED_TOKENS
-    work = 4 * model.vocab_size * compared * (4 if precision == "int8" else 3)
+    work = 4 * model.vocab_size * compared * (3 if precision == "int8" else 2)
     work += hidden * (compared * (shapes.layers + 8) + 3 * load.tokens)
     work += (
         4 * shapes.vision_width * (COMPARED_PATCHES * (shapes.vision_layers + 4) + 2 * load.patches)
