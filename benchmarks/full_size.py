@@ -20,10 +20,7 @@ import json
 import math
 import os
 import random
-import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +31,11 @@ import click
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
+
+from watched import Watched, bytes_below, status  # noqa: E402
+
 RESULT = HERE / "results" / "full_size.json"
+RECIPE = ("--recipe", str(HERE / "full_size.toml"))
 SHARD_BYTES = 2 << 30
 VOCABULARY, CONTEXT = 151_552, 65_536
 IMAGE_TOKENS = 7500  # larger screenshots than any phone's
@@ -172,11 +173,11 @@ def compile_(source: Path, work: Path) -> None:
     """Compile, sampling memory and disk."""
     work.mkdir(parents=True, exist_ok=True)
     engine = work / "full_size.engine"
-    watched = Watched(source, engine, work / "compile.log")
+    watched = Watched(source, engine, work / "compile.log", RECIPE)
     code = watched.wait()
     if code:
         raise click.ClickException(f"compile ended with {code}: see {work / 'compile.log'}")
-    size = _bytes(engine)
+    size = bytes_below(engine)
     report(
         "compile",
         {
@@ -202,7 +203,7 @@ def resume(source: Path, work: Path, kills: int, minutes: float) -> None:
     rng = random.Random(time.time_ns())
     moments: list[dict[str, Any]] = []
     while True:
-        watched = Watched(source, engine, work / "resume.log")
+        watched = Watched(source, engine, work / "resume.log", RECIPE)
         limit = rng.uniform(0.2, 1.8) * minutes * 60 / kills if len(moments) < kills else None
         code = watched.wait(limit)
         if code is None:
@@ -238,7 +239,7 @@ def step(work: Path, tokens: int) -> None:
     with Ceilings(default_threads()) as ceilings:
         bandwidth = ceilings.read_gb_per_s(min(1 << 30, int((memory_gb() or 4) * 1e9 / 4)))
         peak = ceilings.int8_gop_per_s()
-    before = _status("VmHWM")
+    before = status("VmHWM")
     began = time.monotonic()
     system = (HERE / "serving" / "system_prompt.txt").read_text()
     noise = Image.effect_noise((270, 600), 80).resize((1080, 2400)).convert("RGB")
@@ -250,7 +251,7 @@ def step(work: Path, tokens: int) -> None:
         # The first one also brings the weights in from the disk.
         first = loaded.generate(messages=messages, max_tokens=tokens, ignore_eos=True)
         completion = loaded.generate(messages=messages, max_tokens=tokens, ignore_eos=True)
-        memory = _status("VmHWM")
+        memory = status("VmHWM")
         model, cache = loaded.model, loaded.cache_bytes
     usage, timings = completion.usage, completion.timings
     shapes = {name: _linear_layers(engine, name) for name in ("decoder", "vision_encoder")}
@@ -329,74 +330,6 @@ def _vision_operations(model: Any, image: Any, layers: list[tuple[int, int]]) ->
     return operations + 4 * blocks * width * patches**2, patches
 
 
-def _status(field: str) -> int:
-    """Bytes that /proc says of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise LookupError(field)
-
-
-class Watched:
-    """`glmcompile compile` as a process of its own, its memory and disk sampled."""
-
-    def __init__(self, source: Path, engine: Path, log: Path) -> None:
-        self._store = engine.parent / f".{engine.name}.compile"
-        self._engine = engine
-        self.samples: list[list[Any]] = []  # seconds, resident GB, GB on disk, last stage done
-        self.peak = self.disk = 0
-        self._began = time.monotonic()
-        with log.open("ab") as file:
-            command = [sys.executable, "-m", "glmcompile", "compile", str(source)]
-            self._process = subprocess.Popen(
-                [*command, "-o", str(engine), "--recipe", str(HERE / "full_size.toml")],
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
-
-    def wait(self, seconds: float | None = None) -> int | None:
-        """Exit code; None where it was killed after so many seconds."""
-        while self._process.poll() is None:
-            self._sample()
-            if seconds is not None and self.seconds > seconds:
-                os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
-                return None
-            threading.Event().wait(1)
-        return self._process.returncode
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
-
-    def stage(self) -> str:
-        """The last stage that the journal has."""
-        lines = self._journal()
-        return json.loads(lines[-1]).get("stage", "") if lines else ""
-
-    def _journal(self) -> list[str]:
-        try:
-            return (self._store / "journal.jsonl").read_text().splitlines()
-        except OSError:
-            return []
-
-    def _sample(self) -> None:
-        try:
-            status = Path(f"/proc/{self._process.pid}/status").read_text()
-        except OSError:
-            return
-        fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-        if "VmHWM" not in fields:
-            return
-        resident = int(fields["VmRSS"].split()[0]) * 1024
-        self.peak = max(self.peak, int(fields["VmHWM"].split()[0]) * 1024)
-        disk = _bytes(self._store) + _bytes(self._engine)
-        self.disk = max(self.disk, disk)
-        row = [round(self.seconds, 1), round(resident / 1e9, 3), round(disk / 1e9, 3)]
-        self.samples.append([*row, self.stage().partition("/")[0]])
-
-
 def plot(samples: list[list[Any]], file: Path) -> None:
     """Memory and disk over time, the stages behind them."""
     from matplotlib.figure import Figure
@@ -429,18 +362,6 @@ def report(part: str, figures: dict[str, Any]) -> None:
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     shown = {name: value for name, value in figures.items() if name != "samples"}
     click.echo(json.dumps(shown, indent=1))
-
-
-def _bytes(path: Path) -> int:
-    """Bytes on disk below a folder."""
-    total = 0
-    for folder, _, files in os.walk(path):
-        for file in files:
-            try:
-                total += os.stat(os.path.join(folder, file)).st_blocks * 512
-            except OSError:  # removed meanwhile
-                continue
-    return total
 
 
 def _parameters(source: Path) -> int:

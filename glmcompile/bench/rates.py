@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from glmcompile.quantize.packing import packed_shape
 from glmcompile.targets.cpu import open_session
 
-SECONDS = 0.4  # that each figure is measured, after one run to warm up
+SECONDS = 0.15  # that each figure is measured, after one run to warm up
 ROWS = 512  # tokens multiplied at once
 READ_BYTES = 512 << 20  # weights of more than that are no slower to read
 MATRIX_BYTES = 32 << 20

@@ -28,6 +28,17 @@ if TYPE_CHECKING:
     show_default=True,
     help="Size of the screenshot that latency is predicted for.",
 )
+@click.option(
+    "--recipe",
+    default="default",
+    show_default=True,
+    help="The quantization recipe that it will be compiled with.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="The calibration samples that it will be compiled with.",
+)
 @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path))
 @THREADS
 def command(
@@ -35,6 +46,8 @@ def command(
     target: str,
     memory: int | None,
     image: tuple[int, int],
+    recipe: str,
+    calibration: Path | None,
     file: Path | None,
     threads: int | None,
 ) -> None:
@@ -50,7 +63,7 @@ def command(
     from glmcompile.bench.machine import memory_gb
     from glmcompile.compiler.plan import predict
 
-    found = predict(checkpoint, image, threads)
+    found = predict(checkpoint, image, threads, recipe, calibration)
     available = memory if memory is not None else int((memory_gb() or 0) * 1e9)
     if file is not None:
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

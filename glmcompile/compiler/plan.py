@@ -20,7 +20,7 @@ from glmcompile.compiler.geometry import MERGED, PATCH, SAMPLED, TOKEN, Geometry
 from glmcompile.compiler.samples import calibration_samples
 from glmcompile.config import ModelConfig
 from glmcompile.errors import ArtifactError
-from glmcompile.quantize.schemes import Recipe, load_recipe
+from glmcompile.quantize.schemes import DEFAULT_RECIPE, Recipe, load_recipe
 from glmcompile.quantize.weights import quantize_weight
 from glmcompile.targets.cpu import default_threads
 
@@ -103,16 +103,19 @@ def predict(
     checkpoint: str | Path,
     image: tuple[int, int] = (1080, 2400),
     threads: int | None = None,
+    recipe: str | Path = DEFAULT_RECIPE,
+    calibration: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Everything of a checkpoint with the default recipe, JSON-serialisable; takes a few seconds.
+    """Everything of a checkpoint, JSON-serialisable; takes a few seconds.
 
-    image: width and height of the screenshot that latency is predicted for.
+    image: width and height of the screenshot that latency is predicted for. recipe, calibration: as
+    they are to be compiled with.
     Raises CheckpointError, UnsupportedArchitectureError or CalibrationError as compiling would.
     """
     source = open_checkpoint(checkpoint)
     shapes, model = geometry(source), source.model
     prompt = prompt_of(source, image)
-    load = load_of(source, load_recipe(), None)
+    load = load_of(source, load_recipe(recipe), calibration)
     measured = machine(shapes, model, PRECISIONS, threads or default_threads())
     source_bytes = sum(file.stat().st_size for file in source.files)
     precisions = {}
