@@ -37,6 +37,20 @@ from watched import Watched, bytes_below, status  # noqa: E402
 RESULT = HERE / "results" / "full_size.json"
 RECIPE = ("--recipe", str(HERE / "full_size.toml"))
 SHARD_BYTES = 2 << 30
+# The figures that people look for, before the parts that they come from.
+HEADLINES = (
+    "parameters",
+    "compile_minutes",
+    "compile_peak_memory_gb",
+    "compile_extra_disk_gb",
+    "engine_gb",
+    "serve_memory_gb",
+    "step_seconds",
+    "decode_bandwidth_fraction",
+    "prefill_peak_fraction",
+    "vision_peak_fraction",
+    "resumed_same_bytes",
+)
 VOCABULARY, CONTEXT = 151_552, 65_536
 IMAGE_TOKENS = 7500  # larger screenshots than any phone's
 
@@ -339,14 +353,21 @@ def plot(samples: list[list[Any]], file: Path) -> None:
     minutes = [row[0] / 60 for row in samples]
     axes.plot(minutes, [row[1] for row in samples], label="resident memory")
     axes.plot(minutes, [row[2] for row in samples], label="disk: engine and values between layers")
-    names = {"": "hashing, torch", "torch": "vision encoder", "vision_encoder": "embedding"}
-    names["embedding"] = "decoder"
-    for number, (done, name) in enumerate(names.items()):
+    doing = {
+        "": "hashing, torch",
+        "torch": "tracing",
+        "vision_encoder": "vision encoder",
+        "embedding": "tracing",
+        "decoder": "decoder",
+    }
+    top = max(row[2] for row in samples)
+    for number, (done, name) in enumerate(doing.items()):
         inside = [minute for minute, row in zip(minutes, samples, strict=True) if row[3] == done]
-        if not inside:
-            continue
-        axes.axvspan(inside[0], inside[-1], alpha=0.08, color=f"C{number + 2}")
-        axes.text(inside[0], 0, f" {name}", rotation=90, va="bottom", fontsize=8)
+        if done == "":  # the journal is gone again at the end
+            inside = [minute for minute in inside if minute < minutes[len(minutes) // 2]]
+        if inside:
+            axes.axvspan(inside[0], inside[-1], alpha=0.12, color=f"C{number + 2}")
+            axes.text(inside[0], top, f" {name}", rotation=90, va="top", fontsize=8)
     axes.set(xlabel="minutes", ylabel="GB", title="Compiling GLM-4.1V-9B's geometry to INT8")
     axes.legend()
     figure.savefig(file, dpi=120)
@@ -359,7 +380,9 @@ def report(part: str, figures: dict[str, Any]) -> None:
 
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     result[part] = {**figures, "measured_on": machine.describe(default_threads())}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    parts = {name: result[name] for name in ("compile", "resume", "step") if name in result}
+    headlines = {key: found[key] for key in HEADLINES for found in parts.values() if key in found}
+    RESULT.write_text(json.dumps({**headlines, **parts}, indent=1) + "\n")
     shown = {name: value for name, value in figures.items() if name != "samples"}
     click.echo(json.dumps(shown, indent=1))
 

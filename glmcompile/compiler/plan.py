@@ -28,8 +28,13 @@ PRECISIONS = ("fp32", "int8")
 
 # Tokens of text beside a screenshot, and in a text model's prompt.
 PROMPT_TOKENS = 600
-# What an engine's process, and a compile's, holds before any weight (measured: 0.12 and 0.50 GB).
-ENGINE_BYTES, COMPILE_BYTES = 120e6, 500e6
+# What an engine's process, and a compile's, holds besides weights and activations.
+ENGINE_BYTES, COMPILE_BYTES = 200e6, 630e6
+# Bytes a second at which weights come from the disk, at which the float32 layers of a compile are
+# rearranged for every call, and at which decoding reads keys and values.
+DISK_RATE, PACKING_RATE, CACHE_RATE = 0.6e9, 4e9, 10e9
+# Calls of a component on what is compared: packed and in chunks.
+COMPARED_CALLS = 4
 # Tokens and patches that are compared with torch (see compiler.samples).
 COMPARED_TOKENS, COMPARED_PATCHES = 400, 2000
 # A step's other operators (rotary embedding, norms, what lies between) beside the two kinds that
@@ -49,6 +54,7 @@ class Load:
     longest: tokens of the longest sample.
     """
 
+    samples: int = 0
     tokens: int = 0
     patches: int = 0
     longest: int = 0
@@ -146,7 +152,7 @@ def load_of(checkpoint: Checkpoint, recipe: Recipe, folder: str | Path | None) -
     encoded = calibration_samples(checkpoint, checkpoint.path, samples, recipe.max_tokens)
     lengths = [len(each.token_ids) for each in encoded]
     patches = sum(int(each.grid_thw.prod(axis=1).sum()) for each in encoded)
-    return Load(sum(lengths), patches, max(lengths))
+    return Load(len(samples), sum(lengths), patches, max(lengths))
 
 
 def check_resources(
@@ -233,8 +239,12 @@ def _activations(shapes: Geometry, model: ModelConfig, prompt: Prompt) -> int:
     """What the largest step of the encoder and of the decoder hold at once, in float32."""
     rows = min(prompt.tokens, 2048)
     decoder = rows * (4 * model.hidden_size + shapes.inner)
-    vision = prompt.patches * (6 * shapes.vision_width + shapes.vision_inner)
-    return 4 * (decoder + vision)
+    vision = prompt.patches * (10 * shapes.vision_width + 3 * shapes.vision_inner // 2)
+    # The patches themselves, as they are cut, normalised and read.
+    channels = model.vision.in_channels if model.vision is not None else 0
+    side = model.vision.patch_size if model.vision is not None else 0
+    pixels = 3 * prompt.patches * 2 * channels * side**2
+    return 4 * (decoder + vision + pixels)
 
 
 def machine(
@@ -298,7 +308,7 @@ def seconds(
     vision = encoding(prompt.patches, rate) + shapes.vision_layers * overhead
     first = prefill(prompt.tokens, rate) + shapes.layers * overhead + STEP_SECONDS
     cache = space(shapes, model, precision, prompt, load).kv * prompt.tokens / 1000
-    token = (shapes.decode_bytes(precision) + 2 * cache) / rate.read / 1e9
+    token = shapes.decode_bytes(precision) / rate.read / 1e9 + cache / CACHE_RATE
     tpot = token + shapes.layers * overhead + STEP_SECONDS
 
     float_rate = on.rates["fp32"]
@@ -315,6 +325,9 @@ def seconds(
         compiling += shapes.parameters / on.quantize
         conversions = 3
     compiling += runs + conversions * shapes.parameters / on.convert
+    compiling += conversions * source_bytes / DISK_RATE
+    calls = COMPARED_CALLS + (load.samples if precision == "int8" else 0)
+    compiling += calls * 4 * shapes.parameters / PACKING_RATE
     return Time(compiling, vision, vision + first, tpot)
 
 

@@ -63,7 +63,7 @@ def test_more_tokens_and_a_larger_screenshot_take_longer_and_more(checkpoint_of:
     found = []
     for image in ((56, 56), (140, 140)):
         prompt = plan.prompt_of(checkpoint, image)
-        times = plan.seconds(shapes, model, "int8", prompt, plan.Load(100, 100, 100), 10**6, on)
+        times = plan.seconds(shapes, model, "int8", prompt, plan.Load(1, 100, 100, 100), 10**6, on)
         found.append((prompt, times, plan.space(shapes, model, "int8", prompt, plan.Load())))
     (small, fast, little), (large, slow, much) = found
     assert 0 < small.patches < large.patches
