@@ -81,6 +81,16 @@ def make_config(tokenizer):
     return glm4v_config(tokenizer, text, vision)
 
 
+def generation_config(tokenizer):
+    """Greedy answers that end where GLM-4V's do."""
+    from transformers import GenerationConfig
+
+    from calibration.model import END, PAD
+
+    end, pad = (tokenizer.convert_tokens_to_ids(token) for token in (END, PAD))
+    return GenerationConfig(eos_token_id=[pad, end], pad_token_id=pad, do_sample=False)
+
+
 def make_model(config, seed: int = 0):
     """Weights N(0, 1 / fan-in), so that activations and logits keep about unit size."""
     import torch
@@ -100,16 +110,11 @@ def make_model(config, seed: int = 0):
 
 def write_checkpoint(output: Path, seed: int = 0) -> None:
     """Writes config, bfloat16 safetensors, tokenizer, processor and chat template."""
-    from transformers import GenerationConfig
-
-    from calibration.model import END, PAD, make_processor, save
+    from calibration.model import make_processor, save
 
     tokenizer = make_tokenizer()
     model = make_model(make_config(tokenizer), seed)
-    end, pad = (tokenizer.convert_tokens_to_ids(token) for token in (END, PAD))
-    model.generation_config = GenerationConfig(
-        eos_token_id=[pad, end], pad_token_id=pad, do_sample=False
-    )
+    model.generation_config = generation_config(tokenizer)
     save(model, make_processor(tokenizer, IMAGE_TOKENS), output)
 
 

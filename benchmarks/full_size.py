@@ -32,7 +32,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from watched import Watched, bytes_below, status  # noqa: E402
+from agent import IMAGE_TOKENS, generation_config, make_tokenizer  # noqa: E402
+from watched import Watched, bytes_below  # noqa: E402
 
 RESULT = HERE / "results" / "full_size.json"
 RECIPE = ("--recipe", str(HERE / "full_size.toml"))
@@ -52,7 +53,6 @@ HEADLINES = (
     "resumed_same_bytes",
 )
 VOCABULARY, CONTEXT = 151_552, 65_536
-IMAGE_TOKENS = 7500  # larger screenshots than any phone's
 
 
 def make_config(tokenizer: Any, layers: int, vision_layers: int, vocabulary: int) -> Any:
@@ -122,8 +122,6 @@ def checkpoint(output: Path, layers: int, vision_layers: int) -> None:
     """Write a random checkpoint, one shard in memory at a time."""
     if (output / "config.json").exists():
         raise click.ClickException(f"{output} holds a checkpoint already; remove it first")
-    from agent import make_tokenizer
-
     parameters = write_checkpoint(output, make_tokenizer(), layers, vision_layers)
     size = sum(file.stat().st_size for file in output.iterdir())
     click.echo(f"{output}: {parameters / 1e9:.2f} billion parameters, {size / 1e9:.1f} GB")
@@ -138,9 +136,9 @@ def write_checkpoint(
     """
     import torch
     from safetensors.torch import save_file
-    from transformers import GenerationConfig, Glm4vForConditionalGeneration
+    from transformers import Glm4vForConditionalGeneration
 
-    from calibration.model import END, PAD, make_processor, save_processor
+    from calibration.model import make_processor, save_processor
 
     output.mkdir(parents=True, exist_ok=True)
     config = make_config(tokenizer, layers, vision_layers, vocabulary)
@@ -171,10 +169,7 @@ def write_checkpoint(
     flush()
     index = {"metadata": {"total_size": 2 * parameters}, "weight_map": places}
     (output / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-    end, pad = (tokenizer.convert_tokens_to_ids(token) for token in (END, PAD))
-    GenerationConfig(eos_token_id=[pad, end], pad_token_id=pad, do_sample=False).save_pretrained(
-        output
-    )
+    generation_config(tokenizer).save_pretrained(output)
     config.save_pretrained(output)
     save_processor(make_processor(tokenizer, IMAGE_TOKENS), output)
     return parameters
@@ -243,6 +238,7 @@ def step(work: Path, tokens: int) -> None:
     import glmcompile
     from glmcompile.artifact import open_artifact
     from glmcompile.bench.ceilings import Ceilings
+    from glmcompile.bench.footprint import peak_memory_mb
     from glmcompile.bench.machine import memory_gb
     from glmcompile.targets.cpu import default_threads
 
@@ -253,7 +249,7 @@ def step(work: Path, tokens: int) -> None:
     with Ceilings(default_threads()) as ceilings:
         bandwidth = ceilings.read_gb_per_s(min(1 << 30, int((memory_gb() or 4) * 1e9 / 4)))
         peak = ceilings.int8_gop_per_s()
-    before = status("VmHWM")
+    before = peak_memory_mb()
     began = time.monotonic()
     system = (HERE / "serving" / "system_prompt.txt").read_text()
     noise = Image.effect_noise((270, 600), 80).resize((1080, 2400)).convert("RGB")
@@ -265,7 +261,7 @@ def step(work: Path, tokens: int) -> None:
         # The first one also brings the weights in from the disk.
         first = loaded.generate(messages=messages, max_tokens=tokens, ignore_eos=True)
         completion = loaded.generate(messages=messages, max_tokens=tokens, ignore_eos=True)
-        memory = status("VmHWM")
+        memory = peak_memory_mb()
         model, cache = loaded.model, loaded.cache_bytes
     usage, timings = completion.usage, completion.timings
     shapes = {name: _linear_layers(engine, name) for name in ("decoder", "vision_encoder")}
@@ -285,8 +281,8 @@ def step(work: Path, tokens: int) -> None:
             "kv_cache_gb": round(cache / 1e9, 3),
             "verify_seconds": round(verify_seconds, 2),
             "open_seconds": round(open_seconds, 2),
-            "serve_memory_gb": round(memory / 1e9, 3),
-            "memory_before_gb": round(before / 1e9, 3),
+            "serve_memory_gb": round(memory / 1e3, 3),
+            "memory_before_gb": round(before / 1e3, 3),
             "prompt_tokens": prompt,
             "patches": patches,
             "answer_tokens": answer,
@@ -330,11 +326,10 @@ def _vision_operations(model: Any, image: Any, layers: list[tuple[int, int]]) ->
     vision = model.vision
     grid = ImageProcessor(supported()[model.family], vision)(image).grid_thw
     patches = math.prod(grid)
-    width = vision.num_heads * vision.head_size
-    patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    width = vision.width
     # Of the blocks: qkv, projection, gate and up, down. The encoder's MLP is as wide as its output.
-    own = {(3 * width, width), (width, width), (width, vision.output_size), (width, patch)}
-    own.add((2 * vision.output_size, width))
+    own = {(3 * width, width), (width, width), (width, vision.output_size)}
+    own |= {(2 * vision.output_size, width), (width, vision.patch_values)}
     operations = 0
     blocks = 0
     for shape in layers:

@@ -25,7 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from watched import Watched, bytes_below, status  # noqa: E402
+from watched import Watched, bytes_below  # noqa: E402
 
 RESULTS = HERE / "results"
 SCREEN = (1080, 2400)
@@ -136,6 +136,7 @@ def asked(engine: Path) -> dict[str, float]:
     from PIL import Image
 
     import glmcompile
+    from glmcompile.bench.footprint import peak_memory_mb
 
     options = {"prefix_caching": False, "encoder_cache_bytes": 0, "verify": False}
     with glmcompile.load(engine, **options) as loaded:
@@ -153,7 +154,7 @@ def asked(engine: Path) -> dict[str, float]:
             completion = loaded.generate(messages=messages, **sampling)
     timings, usage = completion.timings, completion.usage
     return {
-        "serve_memory_gb": status("VmHWM") / 1e9,
+        "serve_memory_gb": peak_memory_mb() / 1e3,
         "vision_s": timings.vision,
         "ttft_s": timings.ttft,
         "tpot_ms": 1e3 * timings.per_token,

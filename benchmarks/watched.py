@@ -85,11 +85,3 @@ def bytes_below(path: Path) -> int:
             except OSError:  # removed meanwhile
                 continue
     return total
-
-
-def status(field: str) -> int:
-    """Bytes that /proc says of this process, such as VmHWM."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise LookupError(field)

@@ -150,6 +150,11 @@ def check_free(output: Path, overwrite: bool = False) -> None:
         )
 
 
+def store_path(output: Path) -> Path:
+    """Where a compile to `output` keeps what is done (see compiler.store)."""
+    return output.parent / f".{output.name}.compile"
+
+
 def write_manifest(stage: Path, model: ModelConfig, record: dict[str, Any]) -> None:
     """Describe every file in `stage` in a manifest; `record` holds what else is to be kept."""
     files = {

@@ -41,6 +41,16 @@ class VisionConfig:
     position_grid: int | None
     processor: ImageProcessorConfig
 
+    @property
+    def patch_values(self) -> int:
+        """Values of one patch: channels, frames, rows and columns."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def width(self) -> int:
+        """Channels inside the encoder."""
+        return self.num_heads * self.head_size
+
 
 @dataclass(frozen=True)
 class ModelConfig:

@@ -27,6 +27,7 @@ from onnx import TensorProto, helper
 from rich.console import Console
 from rich.table import Table
 
+from glmcompile.bench.rates import PAGED_INPUTS
 from glmcompile.native import library_path
 
 Array = NDArray[Any]
@@ -34,10 +35,6 @@ Array = NDArray[Any]
 BLOCK_SIZE = 32  # the engine's
 TYPES = {"float32": TensorProto.FLOAT, "int8": TensorProto.INT8, "int32": TensorProto.INT32}
 VARLEN_INPUTS = ("query", "key", "value", "cu_seqlens")
-PAGED_INPUTS = (
-    "query", "key", "value", "key_cache", "value_cache", "cumulative_sequence_length",
-    "past_seqlens", "block_table", "", "", "", "", "", "", "k_scale", "v_scale",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

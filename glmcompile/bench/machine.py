@@ -91,6 +91,18 @@ def memory_gb() -> float | None:
         return None
 
 
+def available_memory() -> int | None:
+    """Bytes that can be had without swapping; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
 def git_commit() -> str | None:
     """The checkout's commit, "-dirty" added for changed files; None outside of a checkout."""
     package = Path(glmcompile.__file__).parent

@@ -25,7 +25,8 @@ _TYPES = {
     np.dtype(np.int8): TensorProto.INT8,
     np.dtype(np.int32): TensorProto.INT32,
 }
-_PAGED = (
+# Inputs of com.microsoft::PagedAttention in their order; those without a name are left out.
+PAGED_INPUTS = (
     "query", "key", "value", "key_cache", "value_cache", "cumulative_sequence_length",
     "past_seqlens", "block_table", "", "", "", "", "", "", "k_scale", "v_scale",
 )  # fmt: skip
@@ -88,12 +89,12 @@ def attention(precision: str, heads: Heads, tokens: int, threads: int) -> float:
         "block_table": np.arange(blocks, dtype=np.int32)[None],
     }
     attributes: dict[str, Any] = {"num_heads": heads.heads, "kv_num_heads": heads.kv_heads}
-    names = _PAGED[: len(feeds)]
+    names = PAGED_INPUTS[: len(feeds)]
     if precision == "int8":
         scale = np.full((heads.kv_heads, 1, channels), 0.02, np.float32)
         feeds |= {"k_scale": scale, "v_scale": scale}
         attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
-        names = _PAGED
+        names = PAGED_INPUTS
     node = helper.make_node("PagedAttention", names, ["y"], domain="com.microsoft", **attributes)
     operations = 4 * heads.heads * channels * tokens * (tokens + 1) / 2
     return operations / _seconds(_model([node], feeds, {}, threads)) / 1e9

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from glmcompile.config import ModelConfig
 from glmcompile.errors import CalibrationError
+from glmcompile.quantize.schemes import Recipe
 
 INDEX = "samples.jsonl"
 
@@ -40,6 +42,18 @@ def bundled_samples(with_images: bool, count: int) -> Iterator[CalibrationSample
     for index, text in enumerate(texts("calibration", count)):
         # Every other passage answers a chat turn: chat tokens have ranges of their own.
         yield CalibrationSample("Explain this part of the language." if index % 2 else "", text)
+
+
+def recipe_samples(
+    model: ModelConfig, recipe: Recipe, folder: str | Path | None
+) -> list[CalibrationSample]:
+    """As many samples as a recipe asks for. folder: a user's; None takes the bundled ones.
+
+    Raises CalibrationError as folder_samples does.
+    """
+    if folder is not None:
+        return list(folder_samples(folder, recipe.samples))
+    return list(bundled_samples(model.vision is not None, recipe.samples))
 
 
 def folder_samples(folder: str | Path, count: int) -> Iterator[CalibrationSample]:

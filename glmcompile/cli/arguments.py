@@ -12,6 +12,20 @@ ENGINE = click.argument("engine", type=click.Path(path_type=Path))
 THREADS = click.option(
     "--threads", type=click.IntRange(1), help="Threads of the engine; default: every usable core."
 )
+CHECKPOINT = click.argument("checkpoint", type=click.Path(path_type=Path))
+TARGET = click.option("--target", type=click.Choice(["cpu"]), default="cpu", show_default=True)
+RECIPE = click.option(
+    "--recipe",
+    default="default",
+    show_default=True,
+    help="A bundled quantization recipe, or a TOML file.",
+)
+CALIBRATION = click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Folder with samples.jsonl (prompt, answer, image) to calibrate with; "
+    "default: bundled phone screens, or texts for a text model.",
+)
 VERIFY = click.option(
     "--verify/--no-verify",
     default=True,

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
+from glmcompile.cli.arguments import CALIBRATION, CHECKPOINT, RECIPE, TARGET
 from glmcompile.cli.progress import TerminalProgress
 
 
 @click.command("compile")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@CHECKPOINT
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Engine directory."
 )
@@ -22,19 +23,9 @@ from glmcompile.cli.progress import TerminalProgress
     show_default=True,
     help="int8: W8A8 linear layers, int8 embedding and lm_head, as the recipe says.",
 )
-@click.option(
-    "--recipe",
-    default="default",
-    show_default=True,
-    help="A bundled quantization recipe, or a TOML file.",
-)
-@click.option(
-    "--calibration",
-    type=click.Path(path_type=Path),
-    help="Folder with samples.jsonl (prompt, answer, image) to calibrate with; "
-    "default: bundled phone screens, or texts for a text model.",
-)
-@click.option("--target", type=click.Choice(["cpu"]), default="cpu", show_default=True)
+@RECIPE
+@CALIBRATION
+@TARGET
 @click.option(
     "--kv-dtype",
     type=click.Choice(["int8", "fp32"]),
@@ -60,7 +51,9 @@ def command(checkpoint: Path, output: Path, calibration: Path | None, **options:
                 checkpoint, output, calibration=calibration, progress=progress, **options
             )
     except KeyboardInterrupt:
-        store = output.parent / f".{output.name}.compile"
+        from glmcompile.artifact import store_path
+
+        store = store_path(output)
         if not store.exists():
             raise
         click.echo(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmcompile.cli.arguments import BYTES, SIZE, THREADS
+from glmcompile.cli.arguments import BYTES, CALIBRATION, CHECKPOINT, RECIPE, SIZE, TARGET, THREADS
 from glmcompile.errors import GlmcompileError
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 @click.command("plan")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--target", type=click.Choice(["cpu"]), default="cpu", show_default=True)
+@CHECKPOINT
+@TARGET
 @click.option(
     "--memory", type=BYTES, help="Memory to compile and serve in; default: this machine's."
 )
@@ -28,17 +28,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Size of the screenshot that latency is predicted for.",
 )
-@click.option(
-    "--recipe",
-    default="default",
-    show_default=True,
-    help="The quantization recipe that it will be compiled with.",
-)
-@click.option(
-    "--calibration",
-    type=click.Path(path_type=Path),
-    help="The calibration samples that it will be compiled with.",
-)
+@RECIPE
+@CALIBRATION
 @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path))
 @THREADS
 def command(

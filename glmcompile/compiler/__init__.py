@@ -14,21 +14,17 @@ from glmcompile.artifact import (
     FORMAT_VERSION,
     TOKENIZER,
     check_free,
+    store_path,
     write_manifest,
 )
-from glmcompile.calibrate.samples import (
-    CalibrationSample,
-    bundled_samples,
-    digest,
-    folder_samples,
-)
+from glmcompile.calibrate.samples import CalibrationSample, digest, recipe_samples
 from glmcompile.checkpoint import Checkpoint, open_checkpoint
 from glmcompile.compiler import reference
 from glmcompile.compiler.activations import Activations
 from glmcompile.compiler.layers import Compiled, Work, activations, compile_component
 from glmcompile.compiler.plan import check_resources
 from glmcompile.compiler.samples import calibration_samples, compared_samples
-from glmcompile.compiler.store import Store, open_store, store_path
+from glmcompile.compiler.store import Store, open_store
 from glmcompile.errors import GlmcompileError
 from glmcompile.progress import Progress, Silent
 from glmcompile.quantize.schemes import DEFAULT_RECIPE, Float32, Recipe, load_recipe
@@ -75,7 +71,7 @@ def compile_checkpoint(
     plan = _plan(precision, recipe, kv_dtype)
     source = open_checkpoint(checkpoint)
     PromptBuilder(source.path, source.family)  # refuses what the engine could not open
-    samples = _samples(source, plan, calibration) if plan is not None else []
+    samples = recipe_samples(source.model, plan, calibration) if plan is not None else []
     record: dict[str, Any] = {"precision": precision, "target": target}
     if plan is not None:
         data = {
@@ -85,7 +81,7 @@ def compile_checkpoint(
         }
         record["quantization"] = {"recipe": plan.to_json(), "data": data}
     held = sum(file.stat().st_size for file in store_path(Path(output)).rglob("*"))
-    check_resources(source, precision, plan, calibration, Path(output), held)
+    check_resources(source, precision, plan, samples, Path(output), held)
     total = sum(file.stat().st_size for file in source.files)
     record |= {
         "source": {
@@ -153,14 +149,6 @@ def _plan(precision: str, recipe: str | Path, kv_dtype: str | None) -> Recipe | 
         return Recipe("float32", Float32(), kv_dtype="int8")
     plan = load_recipe(recipe)
     return replace(plan, kv_dtype=KV_DTYPES[kv_dtype]) if kv_dtype else plan
-
-
-def _samples(
-    source: Checkpoint, plan: Recipe, calibration: str | Path | None
-) -> list[CalibrationSample]:
-    if calibration is not None:
-        return list(folder_samples(calibration, plan.samples))
-    return list(bundled_samples(source.model.vision is not None, plan.samples))
 
 
 def _copy_tokenizer(source: Checkpoint, stage: Path) -> None:

@@ -33,9 +33,6 @@ class Activations:
         """The array as it was written, mapped read-only. Raises FileNotFoundError."""
         return np.load(self._file(call, name), mmap_mode="r")
 
-    def __contains__(self, key: tuple[str, str]) -> bool:
-        return self._file(*key).is_file()
-
     def drop(self, names: Iterable[str]) -> None:
         """Remove these values of every call; those that are not there are no error."""
         for name in names:

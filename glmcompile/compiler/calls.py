@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from glmcompile.checkpoint import Checkpoint
 from glmcompile.compiler.activations import Activations
-from glmcompile.compiler.samples import Sample
+from glmcompile.compiler.samples import Sample, packed_images, position_ids_of
 from glmcompile.runtime.feeds import (
     Feeds,
     Stretch,
@@ -72,8 +72,7 @@ def compared_calls(
     """
     model, family = checkpoint.model, checkpoint.family
     if component == VISION:
-        pixels = np.concatenate([each.pixel_values() for each in samples if each.images])
-        grids = np.concatenate([each.grid_thw for each in samples])
+        pixels, grids = packed_images(samples)
         feeds = vision_feeds(family, model, grids)
         return [Call(PACKED, {"pixel_values": pixels, **feeds})]
     if component == EMBEDDING:
@@ -101,10 +100,7 @@ def _decoder_calls(
     needed = [-(-length // BLOCK_SIZE) for length in lengths]
     shuffled = np.random.default_rng(0).permutation(sum(needed)).astype(np.int32)
     blocks = np.split(shuffled, np.cumsum(needed)[:-1])
-    positions = [
-        checkpoint.family.position_ids(each.token_ids, each.grid_thw, checkpoint.model)[0]
-        for each in samples
-    ]
+    positions = [position_ids_of(checkpoint, each) for each in samples]
     calls, done = [], 0
     for number, end in enumerate((*cuts, max(lengths))):
         active = [index for index, length in enumerate(lengths) if length > done < end]
@@ -150,7 +146,7 @@ def calibration_calls(
             continue
         assert before is not None
         length = len(sample.token_ids)
-        positions, _ = family.position_ids(sample.token_ids, sample.grid_thw, model)
+        positions = position_ids_of(checkpoint, sample)
         blocks = np.arange(-(-length // BLOCK_SIZE), dtype=np.int32)
         feeds = decoder_feeds(
             model,

@@ -103,7 +103,7 @@ def geometry(checkpoint: Checkpoint) -> Geometry:
         shapes[name] = checkpoint.parameters[source].shape
     matrices, other = [], 0
     vision = model.vision
-    patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2 if vision else 0
+    patch = vision.patch_values if vision else 0
     for name, shape in shapes.items():
         if name == embedding:
             continue
@@ -131,7 +131,7 @@ def geometry(checkpoint: Checkpoint) -> Geometry:
         other,
         model.num_layers,
         len(vision_layers),
-        vision.num_heads * vision.head_size if vision else 0,
+        vision.width if vision else 0,
         max((m.in_features for m in own), default=0),
         max(m.in_features for m in matrices if m.rows == TOKEN),
     )

@@ -141,6 +141,12 @@ class _ComponentCompiler:
         self._on_quantized = work.plan is not None and work.plan.inputs == "quantized"
         self._floats = activations(work.store, component)
         self._ships = activations(work.store, component, "shipped")
+        floats = self._observed_segments or self._shipped_segments
+        self._last_uses = (
+            (self._floats, last_uses(floats)),
+            (self._ships, last_uses(self._shipped_segments)),
+        )
+        self._last = floats[-1]
         self.places: dict[str, Place] = {}
         self.parity: list[dict[str, Any]] = []
         self.shipped: list[dict[str, Any]] = []
@@ -181,13 +187,11 @@ class _ComponentCompiler:
             differences += self._compare(observed, _run(session, self._compared, self._floats))
             np.savez(statistics, **self._observe(session))  # type: ignore[arg-type]
             del session
-            self._work.checkpoint.release()
         places = {
             name: writer.append(tensor)
             for name, tensor in _outside(segment).items()
             if name not in self.places
         }
-        self._work.checkpoint.release()
         session = _Opened(segment, self._mapped(segment, self.places | places))
         errors = []
         if self._observed_segments is None:
@@ -255,10 +259,6 @@ class _ComponentCompiler:
             differences.append(nearest)
         return differences
 
-    @property
-    def _last(self) -> Segment:
-        return (self._observed_segments or self._shipped_segments)[-1]
-
     def _verify(self, segment: Segment, session: _Opened) -> list[ShippedError]:
         """Errors of the shipped segment on the packed samples: alone, and behind the others."""
         [packed] = [call for call in self._compared if call.name == PACKED]
@@ -291,15 +291,9 @@ class _ComponentCompiler:
         return errors
 
     def _drop(self, number: int) -> None:
-        """Remove values that no later segment reads, the component's own output excepted."""
-        for segments, values in (
-            (self._observed_segments or self._shipped_segments, self._floats),
-            (self._shipped_segments, self._ships),
-        ):
-            last = last_uses(segments)
-            inner = {name for segment in segments[: number + 1] for name in segment.outputs}
-            inner.discard(OUTPUTS[self._component])
-            values.drop(name for name in inner if last.get(name, 0) <= number)
+        """Remove values that segment `number` was the last to read."""
+        for values, last in self._last_uses:
+            values.drop(name for name, segment in last.items() if segment == number)
         self._work.torch.drop([self._shipped_segments[number].name])
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from glmcompile.bench import rates
+from glmcompile.bench.machine import available_memory
 from glmcompile.bench.rates import Heads, Rates
-from glmcompile.calibrate.samples import bundled_samples, folder_samples
+from glmcompile.calibrate.samples import CalibrationSample, recipe_samples
 from glmcompile.checkpoint import Checkpoint, open_checkpoint
 from glmcompile.compiler.geometry import MERGED, PATCH, SAMPLED, TOKEN, Geometry, geometry
 from glmcompile.compiler.samples import calibration_samples
@@ -121,7 +122,8 @@ def predict(
     source = open_checkpoint(checkpoint)
     shapes, model = geometry(source), source.model
     prompt = prompt_of(source, image)
-    load = load_of(source, load_recipe(recipe), calibration)
+    plan = load_recipe(recipe)
+    load = load_of(source, plan, recipe_samples(source.model, plan, calibration))
     measured = machine(shapes, model, PRECISIONS, threads or default_threads())
     source_bytes = sum(file.stat().st_size for file in source.files)
     precisions = {}
@@ -141,14 +143,8 @@ def predict(
     }
 
 
-def load_of(checkpoint: Checkpoint, recipe: Recipe, folder: str | Path | None) -> Load:
-    """What a recipe's calibration samples are for this model. folder: None for the bundled ones."""
-    with_images = checkpoint.model.vision is not None
-    samples = list(
-        bundled_samples(with_images, recipe.samples)
-        if folder is None
-        else folder_samples(folder, recipe.samples)
-    )
+def load_of(checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[CalibrationSample]) -> Load:
+    """What a recipe's calibration samples are for this model."""
     encoded = calibration_samples(checkpoint, checkpoint.path, samples, recipe.max_tokens)
     lengths = [len(each.token_ids) for each in encoded]
     patches = sum(int(each.grid_thw.prod(axis=1).sum()) for each in encoded)
@@ -159,7 +155,7 @@ def check_resources(
     checkpoint: Checkpoint,
     precision: str,
     recipe: Recipe | None,
-    calibration: str | Path | None,
+    samples: Sequence[CalibrationSample],
     output: Path,
     held: int = 0,
 ) -> None:
@@ -168,7 +164,7 @@ def check_resources(
     recipe: None where nothing is calibrated. held: bytes that an earlier, interrupted compile has
     on the disk already. Raises ArtifactError with the figures where either does not suffice.
     """
-    load = load_of(checkpoint, recipe, calibration) if recipe is not None else Load()
+    load = load_of(checkpoint, recipe, samples) if recipe is not None else Load()
     needs = space(geometry(checkpoint), checkpoint.model, precision, Prompt(0, 0), load)
     folder = next(each for each in output.absolute().parents if each.exists())
     free = shutil.disk_usage(folder).free + held
@@ -178,25 +174,13 @@ def check_resources(
             f"{_size(needs.compile_disk)} besides, but {_size(free)} are free in {folder}; "
             "free some space or choose another output."
         )
-    available = _available_memory()
+    available = available_memory()
     if available is not None and available < needs.compile_memory:
         raise ArtifactError(
             f"{checkpoint.path}: compiling needs {_size(needs.compile_memory)} of memory, but "
             f"{_size(available)} are available; close other programs, or compile on a machine "
             "with more."
         )
-
-
-def _available_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 def _size(count: int) -> str:
@@ -241,9 +225,7 @@ def _activations(shapes: Geometry, model: ModelConfig, prompt: Prompt) -> int:
     decoder = rows * (4 * model.hidden_size + shapes.inner)
     vision = prompt.patches * (10 * shapes.vision_width + 3 * shapes.vision_inner // 2)
     # The patches themselves, as they are cut, normalised and read.
-    channels = model.vision.in_channels if model.vision is not None else 0
-    side = model.vision.patch_size if model.vision is not None else 0
-    pixels = 3 * prompt.patches * 2 * channels * side**2
+    pixels = 3 * prompt.patches * (model.vision.patch_values if model.vision is not None else 0)
     return 4 * (decoder + vision + pixels)
 
 

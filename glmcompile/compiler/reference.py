@@ -8,22 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from glmcompile.checkpoint import Checkpoint
 from glmcompile.compiler.activations import Activations
 from glmcompile.compiler.calls import DECODER, EMBEDDING, OUTPUTS, TORCH, VISION
-from glmcompile.compiler.samples import Sample
+from glmcompile.compiler.samples import Sample, packed_images, position_ids_of
 from glmcompile.export.repeat import layer_paths
 from glmcompile.export.skeleton import build_skeleton
 
 
 def component_layers(checkpoint: Checkpoint, component: str) -> list[str]:
     """The layers of a component, by their module paths; none in the embedding."""
-    modules = checkpoint.family.modules
-    root = {VISION: modules.vision, DECODER: modules.decoder}.get(component)
+    root = checkpoint.family.modules.layered(component)
     if root is None:
         return []
     with torch.device("meta"):
@@ -50,8 +48,7 @@ def compute(
     modules = checkpoint.family.modules
     features = None
     if modules.vision is not None:
-        pixels = np.concatenate([each.pixel_values() for each in samples if each.images])
-        grids = np.concatenate([each.grid_thw for each in samples])
+        pixels, grids = packed_images(samples)
         with reference.streamed(modules.vision) as visual:
             output = visual(torch.from_numpy(pixels), grid_thw=torch.from_numpy(grids))
         features = output.pooler_output.float()
@@ -65,7 +62,8 @@ def compute(
         embeds = embeds.masked_scatter(is_image[:, None], features)
     values.write(TORCH, OUTPUTS[EMBEDDING], embeds.numpy())
 
-    position_ids = torch.from_numpy(_positions(checkpoint, samples))
+    positions = [position_ids_of(checkpoint, each) for each in samples]
+    position_ids = torch.from_numpy(np.concatenate(positions, axis=1))
     with reference.streamed(modules.decoder, without=modules.embed_tokens) as decoder:
         hidden = decoder(
             inputs_embeds=embeds[None],
@@ -75,14 +73,6 @@ def compute(
         ).last_hidden_state
     with reference.streamed(modules.lm_head) as lm_head:
         values.write(TORCH, OUTPUTS[DECODER], lm_head(hidden[0]).numpy())
-
-
-def _positions(checkpoint: Checkpoint, samples: Sequence[Sample]) -> NDArray[np.int64]:
-    positions = [
-        checkpoint.family.position_ids(each.token_ids, each.grid_thw, checkpoint.model)[0]
-        for each in samples
-    ]
-    return np.concatenate(positions, axis=1)
 
 
 def _own_past(lengths: Sequence[int]) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -64,6 +63,18 @@ class Sample:
         return np.array([image.grid_thw for image in self.images], np.int64).reshape(-1, 3)
 
 
+def packed_images(samples: Sequence[Sample]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Patches float32 [patches, patch values] and grids int64 [images, 3] of all samples."""
+    pixels = [sample.pixel_values() for sample in samples if sample.images]
+    return np.concatenate(pixels), np.concatenate([sample.grid_thw for sample in samples])
+
+
+def position_ids_of(checkpoint: Checkpoint, sample: Sample) -> NDArray[np.int64]:
+    """Position ids of a sample, int64 [position axes, T]."""
+    family, model = checkpoint.family, checkpoint.model
+    return family.position_ids(sample.token_ids, sample.grid_thw, model)[0]
+
+
 def compared_samples(checkpoint: Checkpoint, directory: Path) -> list[Sample]:
     """What every component is compared on: drawn images and short prompts, and held-out samples.
 
@@ -74,7 +85,7 @@ def compared_samples(checkpoint: Checkpoint, directory: Path) -> list[Sample]:
     with_images = checkpoint.model.vision is not None
     held_out = [
         encode(CalibrationSample(each.prompt, each.answer, each.images), HELD_OUT_TOKENS)
-        for each in islice(bundled_samples(with_images, HELD_OUT), HELD_OUT)
+        for each in bundled_samples(with_images, HELD_OUT)
     ]
     return [*drawn_samples(checkpoint), *held_out]
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from glmcompile.artifact import check_free
+from glmcompile.artifact import check_free, store_path
 from glmcompile.errors import ArtifactError
 
 JOURNAL = "journal.jsonl"
@@ -62,11 +62,6 @@ class Store:
         self._done[stage] = result
 
 
-def store_path(output: Path) -> Path:
-    """Where the store of an output lies."""
-    return output.parent / f".{output.name}.compile"
-
-
 @contextlib.contextmanager
 def open_store(output: str | Path, key: dict[str, Any], overwrite: bool = False) -> Iterator[Store]:
     """The store of `output`, which its engine/ becomes when the block ends.
@@ -102,7 +97,7 @@ def open_store(output: str | Path, key: dict[str, Any], overwrite: bool = False)
                 shutil.rmtree(output)
             os.replace(store.engine, output)
             shutil.rmtree(path)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # what is done is kept
             raise
         except OSError as error:
             if error.errno not in _FULL:

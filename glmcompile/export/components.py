@@ -54,9 +54,8 @@ def signature(family: Family, model: ModelConfig, component: str) -> Signature:
     if component == "vision_encoder":
         assert model.vision is not None
         vision = model.vision
-        patch = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
         inputs: dict[str, tuple[torch.dtype, tuple[int | str, ...]]] = {
-            "pixel_values": (torch.float32, ("patches", patch)),
+            "pixel_values": (torch.float32, ("patches", vision.patch_values)),
             "cu_seqlens": (torch.int32, ("segments_plus_1",)),
             "position_ids": (torch.int64, ("patches", 2)),
         }

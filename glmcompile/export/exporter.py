@@ -86,8 +86,7 @@ def _trace(
     """The exporter's graph as it comes, parameters renamed as in the module and without values."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     skeleton = build_skeleton(checkpoint, mode)
-    modules = checkpoint.family.modules
-    root = {"vision_encoder": modules.vision, "decoder": modules.decoder}.get(component)
+    root = checkpoint.family.modules.layered(component)
     layers = shorten(skeleton, root) if root is not None and not whole else []
     module = COMPONENTS[component](skeleton, checkpoint.family, spec).eval()
     with mode:

@@ -64,6 +64,7 @@ class CheckpointTensor(ir.LazyTensor):
             return
         for rows in self.checkpoint.float32_rows(self.parameter):
             yield rows.contiguous().numpy()
+        self.checkpoint.release()
 
     def tofile(self, file: Any) -> None:
         """Write the values to a binary file."""

@@ -24,6 +24,10 @@ class ModulePaths:
     lm_head: str = "lm_head"
     vision: str | None = None
 
+    def layered(self, component: str) -> str | None:
+        """The module that has a component's layers; None for the embedding, which has none."""
+        return {"vision_encoder": self.vision, "decoder": self.decoder}.get(component)
+
 
 @dataclass(frozen=True)
 class Family:

@@ -115,10 +115,10 @@ def test_a_size_that_is_none_is_refused(
 def test_too_little_memory_is_an_error_before_compiling(
     checkpoint_of: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "_available_memory", lambda: 50_000_000)
+    monkeypatch.setattr(plan, "available_memory", lambda: 50_000_000)
     with pytest.raises(
         ArtifactError, match=r"needs 0\.\d GB of memory, but 50\.0 MB are available"
     ):
         plan.check_resources(
-            checkpoint_of("llama"), "int8", load_recipe(), None, tmp_path / "new" / "engine"
+            checkpoint_of("llama"), "int8", load_recipe(), [], tmp_path / "new" / "engine"
         )

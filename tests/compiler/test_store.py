@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from glmcompile.artifact import MANIFEST, open_artifact, write_manifest
-from glmcompile.compiler.store import open_store, store_path
+from glmcompile.artifact import MANIFEST, open_artifact, store_path, write_manifest
+from glmcompile.compiler.store import open_store
 from glmcompile.config import ModelConfig
 from glmcompile.errors import ArtifactError
 
