@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from glmcompile.artifact import open_artifact
+from glmcompile.calibrate.samples import recipe_samples
 from glmcompile.checkpoint import open_checkpoint
 from glmcompile.cli import main
 from glmcompile.compiler import plan
@@ -115,10 +116,10 @@ def test_a_size_that_is_none_is_refused(
 def test_too_little_memory_is_an_error_before_compiling(
     checkpoint_of: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    checkpoint, recipe = checkpoint_of("llama"), load_recipe()
+    samples = recipe_samples(checkpoint.model, recipe, None)
     monkeypatch.setattr(plan, "available_memory", lambda: 50_000_000)
     with pytest.raises(
         ArtifactError, match=r"needs 0\.\d GB of memory, but 50\.0 MB are available"
     ):
-        plan.check_resources(
-            checkpoint_of("llama"), "int8", load_recipe(), [], tmp_path / "new" / "engine"
-        )
+        plan.check_resources(checkpoint, "int8", recipe, samples, tmp_path / "new" / "engine")
