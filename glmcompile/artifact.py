@@ -150,6 +150,11 @@ def check_free(output: Path, overwrite: bool = False) -> None:
         )
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a directory is what an engine is compiled from, and not an engine."""
+    return (Path(path) / "config.json").is_file() and not (Path(path) / MANIFEST).exists()
+
+
 def store_path(output: Path) -> Path:
     """Where a compile to `output` keeps what is done (see compiler.store)."""
     return output.parent / f".{output.name}.compile"

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from glmcompile.artifact import Artifact, open_artifact
+from glmcompile.artifact import Artifact, is_checkpoint, open_artifact
 from glmcompile.bench import footprint, machine
 from glmcompile.bench.measures import (
     CONTEXTS,
@@ -25,7 +25,7 @@ from glmcompile.bench.roofline import measure as measure_roofline
 from glmcompile.bench.workloads import TextStream, Workloads, open_engine, screens
 from glmcompile.errors import InputError
 from glmcompile.evaluate.accuracy import evaluate, labels
-from glmcompile.evaluate.samples import bundled_samples, user_samples
+from glmcompile.evaluate.samples import evaluation_samples
 from glmcompile.progress import Progress, Silent
 from glmcompile.runtime.engine import Engine
 from glmcompile.targets.cpu import default_threads
@@ -43,8 +43,9 @@ class Plan:
 
     repeats: of each single request. batch_repeats: of several at once. long_repeats: of what takes
     longest, long contexts and many requests. footprint_repeats: processes started for each engine.
-    samples, texts: of the evaluation, for image and text models. memory_buffer: bytes read to find
-    the memory's bandwidth, for a roofline.
+    samples, texts: of the evaluation, for image and text models. torch_samples: that torch computes
+    where a checkpoint is the baseline. memory_buffer: bytes read to find the memory's bandwidth,
+    for a roofline.
     """
 
     repeats: int = 9
@@ -54,6 +55,7 @@ class Plan:
     answer_tokens: int = 64
     samples: int = 405
     texts: int = 20
+    torch_samples: int = 8
     memory_buffer: int = MEMORY_BUFFER
 
 
@@ -66,6 +68,7 @@ QUICK = Plan(
     answer_tokens=32,
     samples=135,
     texts=6,
+    torch_samples=4,
 )
 
 
@@ -82,6 +85,9 @@ def run(
 ) -> dict[str, Any]:
     """Measure an engine and, in turns with it (A B A B ...), a baseline of the same checkpoint.
 
+    baseline: an engine, or the checkpoint itself, where its float32 engine does not fit into
+    memory: then the engine's outputs are compared with torch's, see evaluate.against_torch, under
+    "torch" of "accuracy".
     quick: fewer repetitions and samples. plan: exactly this many, instead.
     samples: a folder with prompts, answers and images in place of the bundled evaluation split.
     threads: of both engines; None means every usable core.
@@ -99,19 +105,29 @@ def run(
     plan = plan or (QUICK if quick else FULL)
     threads = threads or default_threads()
     described = machine.describe(threads)
-    paths = [Path(path) for path in (engine, baseline) if path is not None]
+    checkpoint = Path(baseline) if baseline is not None and is_checkpoint(baseline) else None
+    paths = [Path(engine)]
+    if baseline is not None and checkpoint is None:
+        paths.append(Path(baseline))
     folder = None if samples is None else Path(samples)
     artifacts = [open_artifact(path) for path in paths]
     _check_comparable(artifacts)
+    _check_memory(artifacts)
     footprints = _footprints(paths, plan, threads, folder, progress)
     with ExitStack() as stack:
         engines = [stack.enter_context(open_engine(path, threads)) for path in paths]
-        other = engines[1] if baseline is not None else None
+        other = engines[1] if len(engines) > 1 else None
         names = [name for name in labels(engines[0], other) if name is not None]
         workloads = make_workloads(engines[0], plan.answer_tokens, folder)
         timed = _speed(engines, workloads, plan, roofline, progress)
         count = plan.texts if engines[0].model.vision is None and folder is None else plan.samples
-        accuracy = evaluate(engines[0], other, samples=folder, count=count, progress=progress)
+        if checkpoint is None:
+            accuracy = evaluate(engines[0], other, samples=folder, count=count, progress=progress)
+        else:
+            from glmcompile.evaluate.against_torch import compare_with_torch
+
+            chosen = evaluation_samples(engines[0].model, folder, plan.torch_samples)
+            accuracy = {"torch": compare_with_torch(engines[0], checkpoint, chosen, progress)}
     parts: dict[str, Any] = {
         name: nested({**speed, **growth(speed), **memory, "artifact_mb": artifact.size / 1e6})
         for name, speed, memory, artifact in zip(names, timed, footprints, artifacts, strict=True)
@@ -135,12 +151,7 @@ def make_workloads(
     """The prompts for an engine and others of its checkpoint. Raises InputError without images."""
     shown = []
     if engine.model.vision is not None:
-        source = (
-            bundled_samples(True, screen_count)
-            if samples is None
-            else user_samples(samples, screen_count)
-        )
-        shown = screens(source, screen_count)
+        shown = screens(evaluation_samples(engine.model, samples, screen_count), screen_count)
         if not shown:
             raise InputError(f"{samples}: no sample has an image, which timing {engine.path} needs")
     # A tiny context is shared between prompt and answer.
@@ -208,6 +219,17 @@ def _speed(
 def _append(found: dict[str, list[float]], figures: dict[str, float]) -> None:
     for key, value in figures.items():
         found.setdefault(key, []).append(value)
+
+
+def _check_memory(artifacts: Sequence[Artifact]) -> None:
+    """Raises InputError where engines, open side by side, would not fit into memory."""
+    needed, available = sum(artifact.size for artifact in artifacts), machine.available_memory()
+    if len(artifacts) > 1 and available is not None and needed > available:
+        sizes = " and ".join(f"{each.path} {each.size / 1e9:.1f} GB" for each in artifacts)
+        raise InputError(
+            f"{sizes}: more than the {available / 1e9:.1f} GB of memory that are available; give "
+            "the checkpoint as the baseline, to compare with torch a layer at a time."
+        )
 
 
 def _check_comparable(artifacts: Sequence[Artifact]) -> None:

@@ -58,6 +58,8 @@ def speed_rows(result: dict[str, Any]) -> list[Row]:
 
 def accuracy_rows(result: dict[str, Any]) -> list[Row]:
     """Exact match with the interval of the difference, perplexity, agreement, KL."""
+    if "torch" in result["accuracy"]:
+        return _torch_rows(result["accuracy"]["torch"])
     names = engine_names(result)
     accuracy, rows = result["accuracy"], []
     match = accuracy.get("exact_match")
@@ -81,6 +83,47 @@ def accuracy_rows(result: dict[str, Any]) -> list[Row]:
         divergence = f"{forced['kl_divergence']:.2g} nats"
         rows.append(Row(f"KL({reference} || {engine}) per token", blank, divergence))
     return rows
+
+
+def _torch_rows(torch: dict[str, Any]) -> list[Row]:
+    """Errors against torch and, where torch predicts anything, what becomes of predictions."""
+    rows = [
+        Row(f"error of {name.replace('_', ' ')}, relative to torch's", (f"{error:.2%}",))
+        for name, error in torch["relative_error"].items()
+    ]
+    if "teacher_forcing" in torch:
+        forced = torch["teacher_forcing"]
+        before, after = (forced["perplexity"][key] for key in ("torch", "engine"))
+        rows += [
+            Row(f"perplexity, {torch['tokens']:,} tokens", (_perplexity(after),)),
+            Row("perplexity, torch", (_perplexity(before),)),
+            Row("top-1 agreement with torch", (f"{forced['top1_agreement']:.2%}",)),
+            Row("KL(torch || engine) per token", (f"{forced['kl_divergence']:.2g} nats",)),
+        ]
+    return rows
+
+
+def _torch_notes(torch: dict[str, Any]) -> list[str]:
+    memory = torch["memory"]
+    needed = f"{memory['fp32_engine'] / 1e9:.1f} GB"
+    available = memory["available"]
+    said = f"A float32 engine would need {needed} of memory"
+    if available is None:
+        said += "; "
+    elif memory["fp32_engine"] > available:
+        said += f", more than the {available / 1e9:.1f} GB available; "
+    else:
+        said += f", and {available / 1e9:.1f} GB are available: compile it to compare speed, too; "
+    said += (
+        f"the engine's outputs were compared with those of the checkpoint's torch modules, run a "
+        f"layer at a time in float32, on {torch['samples']} samples."
+    )
+    if "teacher_forcing" not in torch:
+        said += (
+            " Torch itself predicts these samples as if by chance, as random weights do, so "
+            "nothing is said of accuracy."
+        )
+    return [said]
 
 
 def _perplexity(value: float) -> str:
@@ -214,6 +257,8 @@ def notes(result: dict[str, Any]) -> list[str]:
     said = [
         f"Medians; {length}. Every prompt is distinct; prefix reuse and the image cache are off."
     ]
+    if "torch" in result["accuracy"]:
+        said += _torch_notes(result["accuracy"]["torch"])
     if "ratio" in result:
         said[0] += " The engines were measured in turns in one run."
         match = result["accuracy"].get("exact_match")

@@ -8,7 +8,7 @@ get the same prompt in the same repetition.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -162,6 +162,6 @@ def phone_screen(seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (2400, 1080, 3), np.uint8)
 
 
-def screens(samples: Iterator[EvaluationSample], count: int) -> list[EvaluationSample]:
+def screens(samples: Iterable[EvaluationSample], count: int) -> list[EvaluationSample]:
     """Up to `count` of the samples that show an image."""
     return list(islice((sample for sample in samples if sample.images), count))

@@ -26,7 +26,8 @@ _ENGINE = "Options of an engine's measurement (ENGINE)"
     cls=GroupedOption,
     group=_ENGINE,
     type=click.Path(path_type=Path),
-    help="Engine to compare with, usually the fp32 one of the same checkpoint.",
+    help="Engine to compare with, usually the fp32 one of the same checkpoint; or the checkpoint, "
+    "where that does not fit into memory: torch then runs a layer at a time.",
 )
 @click.option(
     "--samples",
@@ -101,9 +102,10 @@ def command(
     if other:
         meant, found = ("an ENGINE", f"--url {url}") if url else ("--url", f"the engine {engine}")
         raise InputError(f"{', '.join(other)} and {found}: only {meant} takes such options.")
-    if plot is not None and url is None and not {"--baseline", "--roofline"} & set(given):
+    if plot is not None and url is None and not _has_picture(group_values(context, _ENGINE)):
         raise GlmcompileError(
-            f"{plot}: a picture takes two engines or a roofline; give --baseline or --roofline too."
+            f"{plot}: a picture takes two engines or a roofline; give a second engine as the "
+            "--baseline, or --roofline."
         )
     for file in (json_file, markdown, plot):
         if file is not None:  # better now than after minutes of measuring
@@ -134,6 +136,13 @@ class _Report:
     shown: Sequence[Any]
     markdown: str
     plot: Callable[[Path], None]
+
+
+def _has_picture(options: dict[str, Any]) -> bool:
+    from glmcompile.artifact import is_checkpoint
+
+    baseline = options["baseline"]
+    return options["roofline"] or (baseline is not None and not is_checkpoint(baseline))
 
 
 def _measure_engine(engine: Path, options: dict[str, Any]) -> _Report:

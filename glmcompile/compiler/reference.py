@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -34,20 +35,24 @@ def compute(
     samples: Sequence[Sample],
     values: Activations,
     advance: Callable[[int], None] = lambda done: None,
+    *,
+    layers: bool = True,
+    rows: NDArray[np.int64] | None = None,
 ) -> None:
     """Write what torch gives for the samples to `values`, as calls named TORCH.
 
     Float32 [tokens or patches of all samples, channels]: the output of each component under its
     name in the graph, and of each layer under its module path. A layer's weights are read when it
     runs and let go after; samples share each pass, so that they are read once.
-    advance: told how many layers are done.
+    advance: told how many layers are done. layers: whether the layers' outputs are wanted, too.
+    rows: of the samples' packed tokens those whose logits are wanted; None for all.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = build_skeleton(checkpoint, mode, symbolic_attention=False)
-    reference = _Streamed(checkpoint, model, values, advance)
+    reference = _Streamed(checkpoint, model, values if layers else None, advance)
     modules = checkpoint.family.modules
     features = None
-    if modules.vision is not None:
+    if modules.vision is not None and any(each.images for each in samples):
         pixels, grids = packed_images(samples)
         with reference.streamed(modules.vision) as visual:
             output = visual(torch.from_numpy(pixels), grid_thw=torch.from_numpy(grids))
@@ -72,7 +77,8 @@ def compute(
             use_cache=False,
         ).last_hidden_state
     with reference.streamed(modules.lm_head) as lm_head:
-        values.write(TORCH, OUTPUTS[DECODER], lm_head(hidden[0]).numpy())
+        wanted = hidden[0] if rows is None else hidden[0][torch.from_numpy(rows)]
+        values.write(TORCH, OUTPUTS[DECODER], lm_head(wanted).numpy())
 
 
 def _own_past(lengths: Sequence[int]) -> torch.Tensor:
@@ -91,7 +97,7 @@ class _Streamed:
         self,
         checkpoint: Checkpoint,
         model: nn.Module,
-        values: Activations,
+        values: Activations | None,
         advance: Callable[[int], None],
     ) -> None:
         self._checkpoint = checkpoint
@@ -131,8 +137,9 @@ class _Streamed:
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             self._restore(fakes)
-            hidden = output[0] if isinstance(output, tuple) else output
-            self._values.write(TORCH, path, hidden.reshape(-1, hidden.shape[-1]).numpy())
+            if self._values is not None:
+                hidden = output[0] if isinstance(output, tuple) else output
+                self._values.write(TORCH, path, hidden.reshape(-1, hidden.shape[-1]).numpy())
             self._done += 1
             self._advance(self._done)
 

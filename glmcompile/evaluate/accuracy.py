@@ -12,11 +12,7 @@ from numpy.typing import NDArray
 
 from glmcompile.errors import InputError
 from glmcompile.evaluate import intervals, metrics
-from glmcompile.evaluate.samples import (
-    EvaluationSample,
-    bundled_samples,
-    user_samples,
-)
+from glmcompile.evaluate.samples import EvaluationSample, evaluation_samples
 from glmcompile.progress import Progress, Silent
 from glmcompile.runtime.engine import Engine
 from glmcompile.runtime.sampling_params import SamplingParams
@@ -62,11 +58,7 @@ def evaluate(
             f"{baseline.path} and {engine.path} have vocabularies of {baseline.model.vocab_size} "
             f"and {engine.model.vocab_size} tokens; compare engines of one checkpoint."
         )
-    chosen = list(
-        bundled_samples(engine.model.vision is not None, count)
-        if samples is None
-        else user_samples(samples, count)
-    )
+    chosen = evaluation_samples(engine.model, samples, count)
     result: dict[str, Any] = {
         "source": "bundled evaluation split" if samples is None else Path(samples).resolve().name
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glmcompile.calibrate.samples import folder_samples
+from glmcompile.config import ModelConfig
 from glmcompile.errors import InputError
 
 
@@ -45,6 +46,18 @@ def bundled_samples(with_images: bool, count: int) -> Iterator[EvaluationSample]
             sample.kind,
             partial(calibration.is_correct, sample),
         )
+
+
+def evaluation_samples(
+    model: ModelConfig, folder: str | Path | None, count: int
+) -> list[EvaluationSample]:
+    """At most `count` samples for a model. folder: a user's; None takes the bundled split.
+
+    Raises CalibrationError and InputError as user_samples does.
+    """
+    if folder is not None:
+        return list(user_samples(folder, count))
+    return list(bundled_samples(model.vision is not None, count))
 
 
 def user_samples(folder: str | Path, count: int) -> Iterator[EvaluationSample]:
