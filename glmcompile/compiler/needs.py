@@ -11,7 +11,7 @@ from pathlib import Path
 from glmcompile.bench.machine import available_memory
 from glmcompile.calibrate.samples import CalibrationSample
 from glmcompile.checkpoint import Checkpoint
-from glmcompile.compiler.geometry import Geometry
+from glmcompile.compiler.geometry import SAMPLED, TOKEN, Geometry
 from glmcompile.compiler.samples import calibration_samples
 from glmcompile.config import ModelConfig
 from glmcompile.errors import ArtifactError
@@ -22,7 +22,7 @@ PROMPT_TOKENS = 600
 # What an engine's process, and a compile's, holds besides weights and activations.
 ENGINE_BYTES, COMPILE_BYTES = 200e6, 630e6
 # Tokens and patches that are compared with torch (see compiler.samples).
-COMPARED_TOKENS, COMPARED_PATCHES = 400, 2000
+COMPARED_TOKENS, COMPARED_PATCHES = 400, 1100
 
 
 @dataclass(frozen=True)
@@ -123,16 +123,20 @@ def space(
     engine = shapes.engine_bytes(precision)
     width = 1 if precision == "int8" else 4
     kv = 2 * model.num_layers * model.num_kv_heads * model.head_size * 1000 * width
-    # Logits of what is compared are kept from torch, from the float32 graph and from what ships;
-    # calibration's hidden states before and behind a layer, and as embeddings.
-    hidden, compared = 4 * model.hidden_size, COMPARED_TOKENS
-    work = 4 * model.vocab_size * compared * (3 if precision == "int8" else 2)
-    work += hidden * (compared * (shapes.layers + 8) + 3 * load.tokens)
-    work += (
-        4 * shapes.vision_width * (COMPARED_PATCHES * (shapes.vision_layers + 4) + 2 * load.patches)
-    )
+    hidden, compared, quantized = 4 * model.hidden_size, COMPARED_TOKENS, precision == "int8"
+    # When the decoder ends: logits of what is compared from torch, from the float32 graph and from
+    # what ships; calibration's embeddings, and its hidden states before and behind a layer.
+    logits = 4 * model.vocab_size * compared
+    end = logits * (2 + quantized) + hidden * (4 * compared + 3 * quantized * load.tokens)
+    # When the vision encoder does: torch's layers, calibration's patches. Most of the engine is yet
+    # to come.
+    patches = COMPARED_PATCHES * (shapes.vision_layers + 4) + 2 * quantized * load.patches
+    begin = logits + hidden * (compared * (shapes.layers + 4) + quantized * load.tokens)
+    begin += 4 * shapes.vision_width * patches
+    to_come = sum(m.bytes(precision) for m in shapes.matrices if m.rows in (TOKEN, SAMPLED))
+    work = max(end, begin - to_come)
     # A layer in float32 and what is made of it; of the logits, torch's and ours.
-    memory = COMPILE_BYTES + 8.3 * shapes.largest_unit + 8 * model.vocab_size * compared
+    memory = COMPILE_BYTES + 8.3 * shapes.largest_unit + 2 * logits
     memory = max(memory, COMPILE_BYTES + 6 * load.longest * (hidden + 4 * shapes.inner))
     return Space(engine, int(work), int(memory), kv, _activations(shapes, model, prompt))
 

@@ -23,10 +23,10 @@ from glmcompile.runtime.image_processor import ImageProcessor
 HASHING_CHECKPOINT, RUNNING_TORCH = "Hashing the checkpoint", "Running torch"
 HASHING_ENGINE = "Hashing the engine"
 
-# Tokens that a step prefills at most, and patches that the vision encoder's layers are measured on.
-STEP_TOKENS, PATCHES = 2048, 1024
+# Tokens that a step prefills at most, and those that attention is measured on.
+STEP_TOKENS, ATTENDED = 2048, 1024
 # Operations that are measured of a prefill, so that a large model's takes no longer.
-OPERATIONS = {"int8": 200e9, "fp32": 40e9}
+OPERATIONS = {"fp32": 40e9, "int8": 200e9}
 # Seconds of Python around a step.
 STEP_SECONDS = 4e-4
 # Bytes a second at which files come from the disk, and at which the float32 layers of a compile are
@@ -77,7 +77,8 @@ def measure(
     image: width and height of the prompt's screenshot.
     """
     model = checkpoint.model
-    found = {name: _rates(name, shapes, model, prompt, threads) for name in OPERATIONS}
+    memory = rates.Memory()
+    found = {name: _rates(name, shapes, model, prompt, threads, memory) for name in OPERATIONS}
     block = np.random.default_rng(0).standard_normal((512, 4096), np.float32)
     halves = block.astype(np.float16)
     preprocess = 0.0
@@ -95,39 +96,38 @@ def measure(
 
 
 def _rates(
-    precision: str, shapes: Geometry, model: ModelConfig, prompt: Prompt, threads: int
+    precision: str,
+    shapes: Geometry,
+    model: ModelConfig,
+    prompt: Prompt,
+    threads: int,
+    memory: rates.Memory,
 ) -> Rates:
     layer = shapes.layer(model)
-    rows = int(min(prompt.tokens, STEP_TOKENS, OPERATIONS[precision] / layer.parameters / 2))
-    rows = max(rows, 16)
-    linear, attention = _layer_rates(precision, layer, rows, min(prompt.tokens, PATCHES), threads)
-    vision_linear, vision_attention = linear, attention
-    if (visual := shapes.vision_layer(model)) is not None:
-        rows = min(prompt.patches, PATCHES)
-        vision_linear, vision_attention = _layer_rates(
-            precision, visual, rows, min(prompt.patches, 2 * PATCHES), threads
-        )
     # As many layers as the model has, or as fill memory's caches many times over.
     size = 1 if precision == "int8" else 4
     count = max(1, min(shapes.layers, rates.READ_BYTES // (size * layer.parameters)))
     head = min(shapes.table.out_features, rates.READ_BYTES // (2 * size * layer.width))
     one_token = {"count": count, "past": prompt.tokens, "head": head}
-    measured = rates.layers(precision, layer, 1, threads, **one_token)
+    token = rates.layers(precision, layer, 1, threads, memory, **one_token)
     whole = shapes.layers * layer.parameters + shapes.table.parameters
-    part = count * layer.parameters + head * layer.width
-    return Rates(linear, attention, vision_linear, vision_attention, measured * whole / part)
+    token *= whole / (count * layer.parameters + head * layer.width)
 
+    def of(layer: Layer, tokens: int, attended: int) -> tuple[float, float]:
+        """GOP/s of a layer but for its attention, on so many rows at most, and of attention."""
+        most = OPERATIONS[precision] / layer.parameters / 2
+        rows = max(16, int(min(tokens, STEP_TOKENS, most)))
+        attention = rates.attention(precision, layer, min(tokens, attended), threads)
+        pairs = rows * (rows + 1) / 2 if layer.paged else rows**2
+        attending = 4 * layer.heads * layer.head_size * pairs / attention / 1e9
+        seconds = rates.layers(precision, layer, rows, threads, memory)
+        # Of few tokens attention costs less within a layer than by the rate of many.
+        return 2 * rows * layer.parameters / max(seconds - attending, seconds / 2) / 1e9, attention
 
-def _layer_rates(
-    precision: str, layer: Layer, rows: int, tokens: int, threads: int
-) -> tuple[float, float]:
-    """GOP/s of a layer but for its attention, on `rows` rows, and of attention over `tokens`."""
-    attention = rates.attention(precision, layer, tokens, threads)
-    pairs = rows * (rows + 1) / 2 if layer.paged else rows**2
-    attending = 4 * layer.heads * layer.head_size * pairs / attention / 1e9
-    seconds = rates.layers(precision, layer, rows, threads)
-    # Of few tokens attention costs less within a layer than by the rate of many.
-    return 2 * rows * layer.parameters / max(seconds - attending, seconds / 2) / 1e9, attention
+    found = of(layer, prompt.tokens, ATTENDED)
+    visual = shapes.vision_layer(model)
+    seen = found if visual is None else of(visual, prompt.patches, 2 * ATTENDED)
+    return Rates(*found, *seen, token)
 
 
 def latency(

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from glmcompile.bench import rates
-from glmcompile.bench.rates import Layer
+from glmcompile.bench.rates import Layer, Memory
 from glmcompile.checkpoint import open_checkpoint
 from glmcompile.compiler.geometry import geometry
 from tests.engines import TinyEngine
@@ -50,7 +50,7 @@ def test_a_measured_layer_has_the_operators_of_an_engines(
 @pytest.mark.parametrize("gated", [True, False])
 def test_layers_run_one_after_the_other(precision: str, paged: bool, gated: bool) -> None:
     layer = replace(LAYER, paged=paged, gated=gated, kv_heads=2 if paged else 4)
-    assert rates.layers(precision, layer, 5, 1, count=3, past=40 if paged else 0) > 0
+    assert rates.layers(precision, layer, 5, 1, Memory(), count=3, past=40 if paged else 0) > 0
     assert rates.attention(precision, layer, 33, 1) > 0
 
 
@@ -59,10 +59,10 @@ def test_a_head_sees_the_last_row(precision: str) -> None:
     graph = rates._Graph(precision, LAYER, rows=7, past=3)
     graph.add_layer(0)
     graph.add_head(48)
-    outputs, _ = graph.opened(1)()
+    outputs, _ = graph.opened(1, Memory())()
     assert [value.shape() for value in outputs] == [[1, 48]]
 
 
 def test_weights_too_large_to_copy_are_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "INLINE_BYTES", 0)
-    assert rates.layers("int8", LAYER, 1, 1, count=2, head=32) > 0
+    assert rates.layers("int8", LAYER, 1, 1, Memory(), count=2, head=32) > 0
