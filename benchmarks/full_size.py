@@ -5,13 +5,15 @@
     python benchmarks/full_size.py compile CHECKPOINT --work FOLDER
     python benchmarks/full_size.py resume CHECKPOINT --work FOLDER
     python benchmarks/full_size.py step --work FOLDER
+    python benchmarks/full_size.py baseline CHECKPOINT --work FOLDER
 
 `checkpoint` writes the published configuration of GLM-4.1V-9B: 40 decoder layers of width 4096
 with 32 heads and 2 of keys and values, 24 vision layers of width 1536, a vocabulary of 151,552. The
 words are SmolLM2's with GLM-4V's special tokens; what the model says is noise. `compile` measures
 memory, disk and time of `glmcompile compile`; `resume` kills one at random moments and compares
-the bytes of what it ends with; `step` is one agent step on the engine. Each adds its part to
-benchmarks/results/full_size.json.
+the bytes of what it ends with; `step` is an agent's step on the engine; `baseline` compares the
+engine's outputs with torch's, as `glmcompile bench ENGINE --baseline CHECKPOINT` does. Each adds
+its part to benchmarks/results/full_size.json.
 """
 
 from __future__ import annotations
@@ -332,6 +334,27 @@ def step(work: Path, tokens: int, repeats: int) -> None:
             "vision_peak_fraction": round(vision_operations / vision / 1e9 / peak, 3),
         },
     )
+
+
+@main.command()
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.option("--work", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--samples", default=4, show_default=True)
+def baseline(source: Path, work: Path, samples: int) -> None:
+    """Errors of the engine's outputs against torch, which runs a layer at a time."""
+    from glmcompile.bench.footprint import peak_memory_mb
+    from glmcompile.cli.progress import TerminalProgress
+    from glmcompile.evaluate.against_torch import compare_with_torch
+    from glmcompile.evaluate.samples import evaluation_samples
+    from glmcompile.runtime.engine import Engine
+
+    began = time.monotonic()
+    with Engine(work / "full_size.engine") as engine, TerminalProgress(time_left=True) as progress:
+        chosen = evaluation_samples(engine.model, None, samples)
+        found = compare_with_torch(engine, source, chosen, progress)
+    found["minutes"] = round((time.monotonic() - began) / 60, 2)
+    found["peak_memory_gb"] = round(peak_memory_mb() / 1e3, 3)
+    report("baseline", found)
 
 
 def _linear_layers(engine: Path, component: str) -> list[tuple[int, int]]:
