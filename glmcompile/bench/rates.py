@@ -112,7 +112,7 @@ def layers(
     rows: tokens or patches; past: tokens that lie in the cache. head: output features of one more
     linear layer, lm_head's, on the last row.
     """
-    graph = _Graph(precision, layer, rows, past)
+    graph = LayerGraph(precision, layer, rows, past)
     for number in range(count):
         graph.add_layer(number)
     if head:
@@ -121,9 +121,8 @@ def layers(
 
 
 def attention(precision: str, layer: Layer, tokens: int, threads: int) -> float:
-    """GOP/s of a layer's attention over `tokens` tokens, of which each sees those before it where
-    it is causal."""
-    graph = _Graph(precision, layer, tokens, 0)
+    """GOP/s of a layer's attention: every pair of `tokens` tokens, or half where it is causal."""
+    graph = LayerGraph(precision, layer, tokens, 0)
     graph.add_attention(0, *graph.projected(layer))
     pairs = tokens * (tokens + 1) / 2 if layer.paged else tokens**2
     operations = 4 * layer.heads * layer.head_size * pairs
@@ -136,7 +135,7 @@ def hashing() -> float:
     return len(block) / _seconds(lambda: hashlib.sha256(block).digest()) / 1e9
 
 
-class _Graph:
+class LayerGraph:
     """Layers as an engine has them, on made-up values, growing node by node from the input "x"."""
 
     def __init__(self, precision: str, layer: Layer, rows: int, past: int) -> None:
@@ -145,7 +144,7 @@ class _Graph:
         self._rows = rows
         self._past = past
         self._rng = np.random.default_rng(0)
-        self._nodes: list[Any] = []
+        self.nodes: list[Any] = []
         self._weights: Arrays = {}
         self._feeds: Arrays = {}
         self._large: dict[str, tuple[int, int, tuple[int, ...], type]] = {}
@@ -163,9 +162,9 @@ class _Graph:
             num_heads=self._layer.heads, kv_num_heads=self._layer.kv_heads,
             head_size=self._layer.head_size,
         )  # fmt: skip
-        attended = self.add_attention(
-            number, *(names if not self._layer.paged else [*names, "", ""])
-        )
+        query, *rest = names
+        key, value = rest or ("", "")  # packed in the query for a paged cache
+        attended = self.add_attention(number, query, key, value)
         before = self._linear(f"out{number}", attended, shapes[1], residual=self._last)
         inner = self._linear(f"up{number}", before, shapes[2], norm=True, gated=self._layer.gated)
         self._last = self._linear(f"down{number}", inner, shapes[3], residual=before)
@@ -209,14 +208,8 @@ class _Graph:
 
     def add_head(self, features: int) -> None:
         """A linear layer on the last row."""
-        last = self._node(
-            "Slice",
-            [
-                self._last,
-                *(self._index(name, value) for name, value in (("from", -1), ("to", 2**31 - 1))),
-            ],
-            ["last"],
-        )
+        bounds = [self._index("from", -1), self._index("to", 2**31 - 1)]
+        last = self._node("Slice", [self._last, *bounds], ["last"])
         self._last = self._linear("head", last, (features, self._layer.width), norm=True)
 
     def opened(self, threads: int, memory: Memory) -> Callable[[], Any]:
@@ -228,11 +221,11 @@ class _Graph:
         }
         inline = sum(array.nbytes for array in self._weights.values()) < INLINE_BYTES
         given = self._feeds if inline else {**self._feeds, **self._weights}
-        written = {name for node in self._nodes for name in node.output}
-        inner = {name for node in self._nodes for name in node.input}
+        written = {name for node in self.nodes for name in node.output}
+        inner = {name for node in self.nodes for name in node.input}
         model = helper.make_model(
             helper.make_graph(
-                self._nodes,
+                self.nodes,
                 "rates",
                 [
                     helper.make_tensor_value_info(name, _TYPES[array.dtype], array.shape)
@@ -303,7 +296,7 @@ class _Graph:
     ) -> str:
         while not inputs[-1]:
             inputs = inputs[:-1]
-        self._nodes.append(helper.make_node(kind, inputs, outputs, domain=domain, **attributes))
+        self.nodes.append(helper.make_node(kind, inputs, outputs, domain=domain, **attributes))
         return outputs[0]
 
     def _input(self, name: str, shape: tuple[int, ...]) -> str:

@@ -83,7 +83,7 @@ def compare_with_torch(
             for name, value in actual.items()
         },
         "memory": {"fp32_engine": needed.serve_memory, "available": available_memory()},
-    } | _predictions(expected[OUTPUTS[DECODER]], actual[OUTPUTS[DECODER]], targets)
+    } | predictions(expected[OUTPUTS[DECODER]], actual[OUTPUTS[DECODER]], targets)
 
 
 def _torch_outputs(
@@ -111,7 +111,7 @@ def _torch_outputs(
         return {name: np.array(values.read(TORCH, name)) for name in wanted}
 
 
-def _predictions(
+def predictions(
     expected: NDArray[np.float32], actual: NDArray[np.float32], targets: NDArray[np.int64]
 ) -> dict[str, Any]:
     scores = metrics.score(expected, actual, targets)

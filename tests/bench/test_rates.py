@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from glmcompile.bench import rates
-from glmcompile.bench.rates import Layer, Memory
+from glmcompile.bench.rates import Layer, LayerGraph, Memory
 from glmcompile.checkpoint import open_checkpoint
 from glmcompile.compiler.geometry import geometry
 from tests.engines import TinyEngine
@@ -30,7 +30,7 @@ def test_a_measured_layer_has_the_operators_of_an_engines(
     decoder = component == "decoder"
     layer = shapes.layer(model) if decoder else shapes.vision_layer(model)
     assert layer is not None
-    measured = rates._Graph("int8", layer, rows=4, past=0)
+    measured = LayerGraph("int8", layer, rows=4, past=0)
     measured.add_layer(0)
 
     def described(node: onnx.NodeProto) -> tuple:
@@ -39,7 +39,7 @@ def test_a_measured_layer_has_the_operators_of_an_engines(
         return node.op_type, tuple(sorted(values.items()))
 
     expected = Counter(described(node) for node in graph.node if node.op_type in OPERATORS)
-    one = Counter(described(node) for node in measured._nodes)
+    one = Counter(described(node) for node in measured.nodes)
     layers = shapes.layers if decoder else shapes.vision_layers
     for key, count in one.items():
         assert expected[key] >= layers * count, key
@@ -56,7 +56,7 @@ def test_layers_run_one_after_the_other(precision: str, paged: bool, gated: bool
 
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
 def test_a_head_sees_the_last_row(precision: str) -> None:
-    graph = rates._Graph(precision, LAYER, rows=7, past=3)
+    graph = LayerGraph(precision, LAYER, rows=7, past=3)
     graph.add_layer(0)
     graph.add_head(48)
     outputs, _ = graph.opened(1, Memory())()
