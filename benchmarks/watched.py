@@ -36,7 +36,7 @@ class Watched:
         self.peak = self.disk = 0
         self._began = time.monotonic()
         with log.open("ab") as file:
-            command = [str(python), "-m", "glmcompile", "compile", str(source)]
+            command = [str(python), "-P", "-m", "glmcompile", "compile", str(source)]
             self._process = subprocess.Popen(
                 [*command, "-o", str(engine), *options],
                 stdout=file,
