@@ -21,14 +21,22 @@ class Watched:
     of memory (VmHWM, mapped pages included) and of disk.
     """
 
-    def __init__(self, source: Path, engine: Path, log: Path, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        source: Path,
+        engine: Path,
+        log: Path,
+        options: Sequence[str] = (),
+        python: str | Path = sys.executable,
+    ) -> None:
+        """python: the interpreter, of an environment that has glmcompile."""
         self._store = engine.parent / f".{engine.name}.compile"
         self._engine = engine
         self.samples: list[list[Any]] = []
         self.peak = self.disk = 0
         self._began = time.monotonic()
         with log.open("ab") as file:
-            command = [sys.executable, "-m", "glmcompile", "compile", str(source)]
+            command = [str(python), "-m", "glmcompile", "compile", str(source)]
             self._process = subprocess.Popen(
                 [*command, "-o", str(engine), *options],
                 stdout=file,

@@ -313,14 +313,15 @@ def _locate_parameters(
     stored = _stored_tensors(directory)
     with torch.device("meta"):
         model = getattr(transformers, architecture)._from_config(config)
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    state = model.state_dict()
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
     conversions = get_model_conversion_mapping(model)
     renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
     converters = [c for c in conversions if isinstance(c, WeightConverter)]
     parameters: dict[str, StoredTensor] = {}
     for key, tensor in stored.items():
         name, converted = rename_source_key(
-            key, renamings, converters, model.base_model_prefix, model.state_dict()
+            key, renamings, converters, model.base_model_prefix, state
         )
         if converted is not None:
             raise UnsupportedArchitectureError(

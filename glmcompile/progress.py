@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 
@@ -12,9 +12,14 @@ class Progress(Protocol):
     def stage(self, name: str, total: int | None = None) -> Callable[[int], None]:
         """Begin a stage of `total` steps; the returned function takes the steps done."""
 
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Say how long each stage to come may take, for one estimate over all of them."""
+
 
 class Silent:
     """Shows nothing."""
+
+    def expect(self, seconds: Mapping[str, float]) -> None: ...
 
     def stage(self, name: str, total: int | None = None) -> Callable[[int], None]:
         return lambda done: None

@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glmcompile.errors import InputError
 from glmcompile.native import library_path
@@ -53,11 +55,23 @@ class Ceilings:
         """Reading one buffer of `size` bytes again and again, each thread a part of it."""
         part = max(size // 4 // self._threads // _READ_STEP, 1) * _READ_STEP
         # Written before it is read: untouched pages would all be the same page of zeros.
-        parts = np.ones((self._threads, part), np.float32)
+        return self._read(np.ones(self._threads * part, np.float32))
+
+    def mapped_gb_per_s(self, file: Path) -> float:
+        """Reading a file where it is mapped, each thread a part of it.
+
+        Pages of a file may lie in slower memory than a fresh buffer does, and in smaller pieces.
+        """
+        values = np.memmap(file, np.float32, "r")
+        part = values.size // self._threads // _READ_STEP * _READ_STEP
+        return self._read(values[: self._threads * part])
+
+    def _read(self, values: NDArray[np.float32]) -> float:
+        part = values.size // self._threads
 
         def read(thread: int, passes: int) -> int:
             for _ in range(passes):
-                self._library.glmcompile_read(parts[thread].ctypes.data, part)
+                self._library.glmcompile_read(values.ctypes.data + thread * 4 * part, part)
             return passes * 4 * part
 
         return self._best(read) / 1e9

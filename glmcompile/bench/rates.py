@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,16 +11,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from glmcompile.quantize.packing import packed_shape
 from glmcompile.targets.cpu import open_session
 
 SECONDS = 0.15  # that each figure is measured, after one run to warm up
-ROWS = 512  # tokens multiplied at once
 READ_BYTES = 512 << 20  # weights of more than that are no slower to read
-MATRIX_BYTES = 32 << 20
+INLINE_BYTES = 64 << 20  # of weights that are initializers; of more, a copy would cost too much
+_FILLING = 60
 BLOCK_SIZE = 32  # tokens of a cache block
+OPSETS = {"": 23, "com.microsoft": 1, "com.glmcompile": 1}
 _TYPES = {
     np.dtype(np.float32): TensorProto.FLOAT,
     np.dtype(np.int8): TensorProto.INT8,
@@ -34,86 +36,97 @@ PAGED_INPUTS = (
 Arrays = dict[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class Heads:
-    """Of an attention: query heads, heads of keys and values, channels of each."""
+class Memory:
+    """Bytes for made-up weights, kept from graph to graph: filling them takes the longest."""
 
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def bytes(self, size: int) -> NDArray[np.uint8]:
+        """So many; an int8 of 60 each and, four together, 0.0115 in float32."""
+        if size > self._bytes.size:
+            self._bytes = np.full(size, _FILLING, np.uint8)
+        return self._bytes
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A transformer layer's sizes.
+
+    width: channels between layers; inner: inside the MLP, which is gated (SwiGLU) or not; heads,
+    kv_heads, head_size: of its attention, which is causal over a paged cache, or of all to all.
+    """
+
+    width: int
+    inner: int
+    gated: bool
     heads: int
     kv_heads: int
     head_size: int
+    paged: bool = True
+
+    @property
+    def matrices(self) -> tuple[tuple[int, int], ...]:
+        """Output and input features of the linear layers, siblings merged as an engine has them."""
+        attended = self.heads * self.head_size
+        return (
+            (attended + 2 * self.kv_heads * self.head_size, self.width),
+            (self.width, attended),
+            ((1 + self.gated) * self.inner, self.width),
+            (self.width, self.inner),
+        )
+
+    @property
+    def parameters(self) -> int:
+        return sum(rows * columns for rows, columns in self.matrices)
 
 
 @dataclass(frozen=True)
 class Rates:
     """Of one precision, "int8" or "fp32".
 
-    linear, attention, vision_attention: GOP/s, two operations per multiply-accumulate.
-    read: GB/s at which one token's linear layers read their weights.
+    linear, attention, vision_linear, vision_attention: GOP/s, two operations per
+    multiply-accumulate. token: seconds of the graph for one token behind the prompt.
     """
 
     linear: float
-    read: float
     attention: float
+    vision_linear: float
     vision_attention: float
+    token: float
 
 
-def linear(precision: str, in_features: int, threads: int) -> float:
-    """GOP/s of a linear layer on ROWS rows, of a weight of about MATRIX_BYTES."""
-    out_features = _rounded(MATRIX_BYTES / in_features)
-    run = _linear(precision, in_features, [out_features], ROWS, threads)
-    return 2 * ROWS * in_features * out_features / _seconds(run) / 1e9
+def layers(
+    precision: str,
+    layer: Layer,
+    rows: int,
+    threads: int,
+    memory: Memory,
+    *,
+    count: int = 1,
+    past: int = 0,
+    head: int = 0,
+) -> float:
+    """Seconds of `count` layers one after the other, each with weights of its own.
+
+    rows: tokens or patches; past: tokens that lie in the cache. head: output features of one more
+    linear layer, lm_head's, on the last row.
+    """
+    graph = LayerGraph(precision, layer, rows, past)
+    for number in range(count):
+        graph.add_layer(number)
+    if head:
+        graph.add_head(head)
+    return _seconds(graph.opened(threads, memory))
 
 
-def read(precision: str, in_features: int, weights: int, threads: int) -> float:
-    """GB/s at which layers of `weights` bytes together, or READ_BYTES, multiply one row."""
-    size = 1 if precision == "int8" else 4
-    total = min(weights, READ_BYTES)
-    count = max(1, round(total / MATRIX_BYTES))
-    out_features = _rounded(total / count / size / in_features)
-    run = _linear(precision, in_features, [out_features] * count, 1, threads)
-    return count * out_features * in_features * size / _seconds(run) / 1e9
-
-
-def attention(precision: str, heads: Heads, tokens: int, threads: int) -> float:
-    """GOP/s of causal attention over the paged cache that `tokens` new tokens fill."""
-    blocks = -(-tokens // BLOCK_SIZE)
-    channels = heads.head_size
-    dtype = np.int8 if precision == "int8" else np.float32
-    pool = np.zeros((blocks, BLOCK_SIZE, heads.kv_heads, channels), dtype)
-    feeds = {
-        **_packed(heads, tokens),
-        "key_cache": pool,
-        "value_cache": pool.copy(),
-        "cumulative_sequence_length": np.array([0, tokens], np.int32),
-        "past_seqlens": np.zeros(1, np.int32),
-        "block_table": np.arange(blocks, dtype=np.int32)[None],
-    }
-    attributes: dict[str, Any] = {"num_heads": heads.heads, "kv_num_heads": heads.kv_heads}
-    names = PAGED_INPUTS[: len(feeds)]
-    if precision == "int8":
-        scale = np.full((heads.kv_heads, 1, channels), 0.02, np.float32)
-        feeds |= {"k_scale": scale, "v_scale": scale}
-        attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
-        names = PAGED_INPUTS
-    node = helper.make_node("PagedAttention", names, ["y"], domain="com.microsoft", **attributes)
-    operations = 4 * heads.heads * channels * tokens * (tokens + 1) / 2
-    return operations / _seconds(_model([node], feeds, {}, threads)) / 1e9
-
-
-def vision_attention(precision: str, heads: Heads, patches: int, threads: int) -> float:
-    """GOP/s of attention between all patches of an image."""
-    feeds = {**_packed(heads, patches), "cu_seqlens": np.array([0, patches], np.int32)}
-    node = helper.make_node(
-        "VarlenAttention",
-        list(feeds),
-        ["y"],
-        domain="com.glmcompile",
-        num_heads=heads.heads,
-        kv_num_heads=heads.kv_heads,
-        compute_type="int8" if precision == "int8" else "float32",
-    )
-    operations = 4 * heads.heads * heads.head_size * patches**2
-    return operations / _seconds(_model([node], feeds, {}, threads)) / 1e9
+def attention(precision: str, layer: Layer, tokens: int, threads: int) -> float:
+    """GOP/s of a layer's attention: every pair of `tokens` tokens, or half where it is causal."""
+    graph = LayerGraph(precision, layer, tokens, 0)
+    graph.add_attention(0, *graph.projected(layer))
+    pairs = tokens * (tokens + 1) / 2 if layer.paged else tokens**2
+    operations = 4 * layer.heads * layer.head_size * pairs
+    return operations / _seconds(graph.opened(threads, Memory())) / 1e9
 
 
 def hashing() -> float:
@@ -122,99 +135,182 @@ def hashing() -> float:
     return len(block) / _seconds(lambda: hashlib.sha256(block).digest()) / 1e9
 
 
-def operator_seconds(threads: int) -> float:
-    """What one small operator takes in a graph of many."""
-    count = 200
-    nodes = [
-        helper.make_node(
-            "Add", [f"y{n}" if n else "x", "x"], [f"y{n + 1}" if n + 1 < count else "y"]
+class LayerGraph:
+    """Layers as an engine has them, on made-up values, growing node by node from the input "x"."""
+
+    def __init__(self, precision: str, layer: Layer, rows: int, past: int) -> None:
+        self._int8 = precision == "int8"
+        self._layer = layer
+        self._rows = rows
+        self._past = past
+        self._rng = np.random.default_rng(0)
+        self.nodes: list[Any] = []
+        self._weights: Arrays = {}
+        self._feeds: Arrays = {}
+        self._large: dict[str, tuple[int, int, tuple[int, ...], type]] = {}
+        self._taken = 0  # bytes of them
+        self._last = self._input("x", (rows, layer.width))
+
+    def add_layer(self, number: int) -> None:
+        shapes = self._layer.matrices
+        half = self._layer.head_size // 2
+        angles = [self._input(name, (1, self._rows, half)) for name in ("cos", "sin")]
+        packed = self._linear(f"qkv{number}", self._last, shapes[0], norm=True)
+        names = [f"q{number}"] + ([] if self._layer.paged else [f"k{number}", f"v{number}"])
+        self._node(
+            "PackedRotary", [packed, *angles], names, "com.glmcompile",
+            num_heads=self._layer.heads, kv_num_heads=self._layer.kv_heads,
+            head_size=self._layer.head_size,
+        )  # fmt: skip
+        query, *rest = names
+        key, value = rest or ("", "")  # packed in the query for a paged cache
+        attended = self.add_attention(number, query, key, value)
+        before = self._linear(f"out{number}", attended, shapes[1], residual=self._last)
+        inner = self._linear(f"up{number}", before, shapes[2], norm=True, gated=self._layer.gated)
+        self._last = self._linear(f"down{number}", inner, shapes[3], residual=before)
+
+    def projected(self, layer: Layer) -> list[str]:
+        """Query, key and value as inputs."""
+        return [
+            self._input(name, (self._rows, heads * layer.head_size))
+            for name, heads in (("q", layer.heads), ("k", layer.kv_heads), ("v", layer.kv_heads))
+        ]
+
+    def add_attention(self, number: int, query: str, key: str, value: str) -> str:
+        layer, total = self._layer, self._past + self._rows
+        heads: dict[str, Any] = {"num_heads": layer.heads, "kv_num_heads": layer.kv_heads}
+        ends = self._whole("cumulative_sequence_length", [0, self._rows])
+        if not layer.paged:
+            heads["compute_type"] = "int8" if self._int8 else "float32"
+            inputs = [query, key, value, ends]
+            return self._node("VarlenAttention", inputs, [f"a{number}"], "com.glmcompile", **heads)
+        blocks = -(-total // BLOCK_SIZE)
+        dtype = np.int8 if self._int8 else np.float32
+        names = {"query": query, "key": key, "value": value, "": ""}
+        for name in ("key_cache", "value_cache"):
+            names[name] = f"{name}{number}"
+            self._feeds[names[name]] = np.zeros(
+                (blocks, BLOCK_SIZE, layer.kv_heads, layer.head_size), dtype
+            )
+        names["cumulative_sequence_length"] = ends
+        names["past_seqlens"] = self._whole("past_seqlens", [self._past])
+        names["block_table"] = self._whole("block_table", [list(range(blocks))])
+        wanted: tuple[str, ...] = PAGED_INPUTS[:8]
+        if self._int8:
+            wanted = PAGED_INPUTS
+            scale = np.full((layer.kv_heads, 1, layer.head_size), 0.02, np.float32)
+            for name in ("k_scale", "v_scale"):
+                names[name] = name
+                self._weights[name] = scale
+            heads |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
+        inputs = [names[name] for name in wanted]
+        return self._node("PagedAttention", inputs, [f"a{number}"], "com.microsoft", **heads)
+
+    def add_head(self, features: int) -> None:
+        """A linear layer on the last row."""
+        bounds = [self._index("from", -1), self._index("to", 2**31 - 1)]
+        last = self._node("Slice", [self._last, *bounds], ["last"])
+        self._last = self._linear("head", last, (features, self._layer.width), norm=True)
+
+    def opened(self, threads: int, memory: Memory) -> Callable[[], Any]:
+        """A function that runs the graph once. memory: for the linear layers' weights."""
+        filled = memory.bytes(self._taken)
+        self._weights |= {
+            name: filled[first : first + size].view(dtype).reshape(shape)
+            for name, (first, size, shape, dtype) in self._large.items()
+        }
+        inline = sum(array.nbytes for array in self._weights.values()) < INLINE_BYTES
+        given = self._feeds if inline else {**self._feeds, **self._weights}
+        written = {name for node in self.nodes for name in node.output}
+        inner = {name for node in self.nodes for name in node.input}
+        model = helper.make_model(
+            helper.make_graph(
+                self.nodes,
+                "rates",
+                [
+                    helper.make_tensor_value_info(name, _TYPES[array.dtype], array.shape)
+                    for name, array in given.items()
+                ],
+                [
+                    helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+                    for name in sorted(written - inner)
+                ],
+                [numpy_helper.from_array(array, name) for name, array in self._weights.items()]
+                if inline
+                else [],
+            ),
+            opset_imports=[helper.make_opsetid(*each) for each in OPSETS.items()],
+            ir_version=10,
         )
-        for n in range(count)
-    ]
-    feeds = {"x": np.zeros((1, 64), np.float32)}
-    return _seconds(_model(nodes, feeds, {}, threads)) / count
+        session = open_session(model.SerializeToString(), threads)
+        import onnxruntime as ort
 
+        values: Mapping[str, Any] = {
+            name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in given.items()
+        }
+        names = [each.name for each in session.get_outputs()]
+        return lambda: (session.run_with_ort_values(names, values), given)
 
-def _rounded(features: float) -> int:
-    return max(16, round(features / 16) * 16)
+    def _linear(
+        self,
+        name: str,
+        x: str,
+        shape: tuple[int, int],
+        *,
+        residual: str = "",
+        norm: bool = False,
+        gated: bool = False,
+    ) -> str:
+        out_features, in_features = shape
+        if self._int8:
+            self._weight(f"{name}.w", packed_shape(*shape), np.int8)
+            self._weights |= {
+                f"{name}.scale": np.full(out_features, 1e-4, np.float32),
+                f"{name}.sum": np.full(out_features, _FILLING * in_features, np.int32),
+                f"{name}.in": np.full(in_features, 0.5, np.float32),
+            }
+            attributes: dict[str, Any] = {"in_features": in_features, "out_features": out_features}
+            attributes |= {"rms_epsilon": 1e-6} if norm else {}
+            attributes |= {"activation": "swiglu"} if gated else {}
+            weights = [f"{name}.w", f"{name}.scale", f"{name}.sum", "", residual, f"{name}.in"]
+            return self._node("LinearW8A8", [x, *weights], [name], "com.glmcompile", **attributes)
+        self._weight(f"{name}.w", shape, np.float32)
+        if norm:
+            self._weights[f"{name}.norm"] = np.ones(in_features, np.float32)
+            x = self._node("RMSNormalization", [x, f"{name}.norm"], [f"{name}.normed"])
+        y = self._node("FusedMatMul", [x, f"{name}.w"], [f"{name}.y"], "com.microsoft", transB=1)
+        if gated:
+            gate, up = f"{name}.gate", f"{name}.up"
+            self._node("Split", [y], [gate, up], axis=-1, num_outputs=2)
+            gate = self._node("QuickGelu", [gate], [f"{name}.silu"], "com.microsoft", alpha=1.0)
+            y = self._node("Mul", [gate, up], [f"{name}.gated"])
+        return self._node("Add", [y, residual], [f"{name}.sum"]) if residual else y
 
+    def _weight(self, name: str, shape: tuple[int, ...], dtype: type) -> None:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        self._large[name] = (self._taken, size, shape, dtype)
+        self._taken += -(-size // 64) * 64
 
-def _packed(heads: Heads, tokens: int) -> Arrays:
-    rng = np.random.default_rng(0)
+    def _node(
+        self, kind: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any
+    ) -> str:
+        while not inputs[-1]:
+            inputs = inputs[:-1]
+        self.nodes.append(helper.make_node(kind, inputs, outputs, domain=domain, **attributes))
+        return outputs[0]
 
-    def rows(count: int) -> NDArray[np.float32]:
-        return rng.standard_normal((tokens, count * heads.head_size), np.float32)
+    def _input(self, name: str, shape: tuple[int, ...]) -> str:
+        if name not in self._feeds:
+            self._feeds[name] = self._rng.standard_normal(shape, np.float32)
+        return name
 
-    return {"query": rows(heads.heads), "key": rows(heads.kv_heads), "value": rows(heads.kv_heads)}
+    def _whole(self, name: str, values: list[Any]) -> str:
+        self._feeds[name] = np.array(values, np.int32)
+        return name
 
-
-def _linear(
-    precision: str, in_features: int, outputs: list[int], rows: int, threads: int
-) -> Callable[[], Any]:
-    """Layers with weights of their own, all on the same rows."""
-    feeds: Arrays = {"x": np.random.default_rng(0).standard_normal((rows, in_features), np.float32)}
-    weights: Arrays = {}
-    nodes = []
-    for number, out_features in enumerate(outputs):
-        names = ["x", f"w{number}"]
-        if precision == "int8":
-            shape = packed_shape(out_features, in_features)
-            weights[f"w{number}"] = np.full(shape, 3, np.int8)
-            weights[f"s{number}"] = np.full(out_features, 0.01, np.float32)
-            weights[f"t{number}"] = np.full(out_features, 3 * in_features, np.int32)
-            nodes.append(
-                helper.make_node(
-                    "LinearW8A8",
-                    [*names, f"s{number}", f"t{number}"],
-                    [f"y{number}"],
-                    domain="com.glmcompile",
-                    in_features=in_features,
-                    out_features=out_features,
-                )
-            )
-        else:
-            weights[f"w{number}"] = np.full((out_features, in_features), 0.01, np.float32)
-            nodes.append(
-                helper.make_node(
-                    "FusedMatMul", names, [f"y{number}"], domain="com.microsoft", transB=1
-                )
-            )
-    return _model(nodes, feeds, weights, threads)
-
-
-def _model(nodes: list[Any], feeds: Arrays, weights: Arrays, threads: int) -> Callable[[], Any]:
-    """A function that runs the nodes once. Weights are inputs, so that none is copied."""
-    given = {**feeds, **weights}
-    outputs = {name for node in nodes for name in node.output}
-    inner = {name for node in nodes for name in node.input}
-    model = helper.make_model(
-        helper.make_graph(
-            nodes,
-            "rates",
-            [
-                helper.make_tensor_value_info(name, _TYPES[array.dtype], array.shape)
-                for name, array in given.items()
-            ],
-            [
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-                for name in sorted(outputs - inner)
-            ],
-        ),
-        opset_imports=[
-            helper.make_opsetid("", 23),
-            helper.make_opsetid("com.microsoft", 1),
-            helper.make_opsetid("com.glmcompile", 1),
-        ],
-        ir_version=10,
-    )
-    session = open_session(model.SerializeToString(), threads)
-    import onnxruntime as ort
-
-    values: Mapping[str, Any] = {
-        name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in given.items()
-    }
-    names = [each.name for each in session.get_outputs()]
-    return lambda: (session.run_with_ort_values(names, values), given)
+    def _index(self, name: str, value: int) -> str:
+        self._weights[name] = np.array([value], np.int32)
+        return name
 
 
 def _seconds(run: Callable[[], Any]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -43,8 +43,13 @@ class TerminalProgress:
             *([TextColumn("left"), TimeRemainingColumn()] if time_left else []),
             console=Console(stderr=True),
             refresh_per_second=2 if time_left else 10,
+            speed_estimate_period=600,  # of one step of long work many take a minute
         )
         self._task: Any = None
+        self._name = ""
+        self._expected: dict[str, float] = {}
+        self._all: Any = None
+        self._passed = 0.0
         self._interrupted = False
         self._handlers: dict[int, Any] = {}
 
@@ -69,8 +74,25 @@ class TerminalProgress:
         if self._interrupted:
             raise Interrupt
         self._finish()
+        self._name = name
         task = self._task = self._bars.add_task(name, total=total)
-        return lambda done: self._bars.update(task, completed=done)
+
+        def advance(done: int) -> None:
+            self._bars.update(task, completed=done)
+            if total:
+                self._pass(self._expected.get(name, 0.0) * done / total)
+
+        return advance
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """See glmcompile.progress.Progress."""
+        self._expected = dict(seconds)
+        self._all = self._bars.add_task("All stages", total=sum(seconds.values()))
+
+    def _pass(self, part: float) -> None:
+        """part: of the stage that runs, in the seconds expected of it."""
+        if self._all is not None:
+            self._bars.update(self._all, completed=self._passed + part)
 
     def _interrupt(self, number: int, frame: object) -> None:
         self._interrupted = True
@@ -79,3 +101,5 @@ class TerminalProgress:
     def _finish(self) -> None:
         if self._task is not None:
             self._bars.update(self._task, total=1, completed=1)
+            self._passed += self._expected.get(self._name, 0.0)
+            self._pass(0.0)

@@ -19,10 +19,11 @@ from glmcompile.artifact import (
 )
 from glmcompile.calibrate.samples import CalibrationSample, digest, recipe_samples
 from glmcompile.checkpoint import Checkpoint, open_checkpoint
-from glmcompile.compiler import reference
+from glmcompile.compiler import reference, timing
 from glmcompile.compiler.activations import Activations
+from glmcompile.compiler.geometry import geometry
 from glmcompile.compiler.layers import Compiled, Work, activations, compile_component
-from glmcompile.compiler.plan import check_resources
+from glmcompile.compiler.needs import Load, check_resources, load_of
 from glmcompile.compiler.samples import calibration_samples, compared_samples
 from glmcompile.compiler.store import Store, open_store
 from glmcompile.errors import GlmcompileError
@@ -81,12 +82,15 @@ def compile_checkpoint(
         }
         record["quantization"] = {"recipe": plan.to_json(), "data": data}
     held = sum(file.stat().st_size for file in store_path(Path(output)).rglob("*"))
-    check_resources(source, precision, plan, samples, Path(output), held)
+    load = load_of(source, plan, samples) if plan is not None else Load()
+    shapes = geometry(source)
+    check_resources(source, shapes, precision, load, Path(output), held)
+    progress.expect(timing.stages(source, shapes, precision, load))
     total = sum(file.stat().st_size for file in source.files)
     record |= {
         "source": {
             "name": source.path.resolve().name,
-            "sha256": source.hash(progress.stage("Hashing the checkpoint", total)),
+            "sha256": source.hash(progress.stage(timing.HASHING_CHECKPOINT, total)),
         },
         "sampling": source.sampling,
         "tools": {name: version(name) for name in TOOLS},
@@ -102,7 +106,7 @@ def compile_checkpoint(
             }
             record["shipped"] = [row for each in compiled for row in each.shipped]
         record["parity"] = [row for each in compiled for row in each.parity]
-        progress.stage("Hashing the engine")
+        progress.stage(timing.HASHING_ENGINE)
         write_manifest(store.engine, source.model, record)
     return Path(output)
 
@@ -118,13 +122,14 @@ def _compile(
     _copy_tokenizer(source, store.engine)
     compared = compared_samples(source, store.engine)
     torch = Activations(store.work / "torch")
+    layers = [
+        layer
+        for component in source.family.components
+        for layer in reference.component_layers(source, component)
+    ]
+    advance = progress.stage(timing.RUNNING_TORCH, len(layers))
     if store.result("torch") is None:
-        layers = [
-            layer
-            for component in source.family.components
-            for layer in reference.component_layers(source, component)
-        ]
-        reference.compute(source, compared, torch, progress.stage("Running torch", len(layers)))
+        reference.compute(source, compared, torch, advance)
         store.record("torch", {})
     calibrating = (
         calibration_samples(source, store.engine, samples, plan.max_tokens)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from glmcompile.bench.rates import Layer
 from glmcompile.checkpoint import Checkpoint
+from glmcompile.config import ModelConfig
 from glmcompile.export.repeat import layer_paths
 from glmcompile.quantize.packing import BLOCK_K, BLOCK_N
 
 PATCH, MERGED, TOKEN, SAMPLED = "patch", "merged patch", "token", "sampled token"
+REST = "rest"  # the unit of what lies outside the layers
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,34 @@ class Geometry:
         """Of the linear layers, two per multiply-accumulate, for so many patches and tokens."""
         return sum(2 * each.parameters * rows.get(each.rows, 0) for each in self.matrices)
 
+    def layer(self, model: ModelConfig) -> Layer:
+        """One of the decoder's layers."""
+        heads = (model.num_heads, model.num_kv_heads, model.head_size)
+        return self._layer(TOKEN, model.hidden_size, self.inner, *heads)
+
+    def vision_layer(self, model: ModelConfig) -> Layer | None:
+        """One of the vision encoder's layers; None without one."""
+        if (vision := model.vision) is None:
+            return None
+        heads = (vision.num_heads, vision.num_heads, vision.head_size)
+        return self._layer(PATCH, vision.width, self.vision_inner, *heads, paged=False)
+
+    def _layer(
+        self, rows: str, width: int, inner: int, heads: int, kv_heads: int, size: int, **kind: bool
+    ) -> Layer:
+        plain = Layer(width, inner, False, heads, kv_heads, size, **kind)
+        units = {m.unit for m in self.matrices if m.rows == rows and m.unit != REST}
+        largest = max(self._parameters(unit) for unit in units)
+        return replace(plain, gated=largest > plain.parameters + width * inner // 2)
+
+    def _parameters(self, unit: str) -> int:
+        return sum(matrix.parameters for matrix in self.matrices if matrix.unit == unit)
+
     @property
     def largest_unit(self) -> int:
         """Parameters of the largest part that is compiled at a time."""
-        units: dict[str, int] = {"embedding": self.table.parameters}
-        for matrix in self.matrices:
-            units[matrix.unit] = units.get(matrix.unit, 0) + matrix.parameters
-        return max(units.values())
+        units = {matrix.unit for matrix in self.matrices}
+        return max(self.table.parameters, *map(self._parameters, units))
 
 
 def geometry(checkpoint: Checkpoint) -> Geometry:
@@ -111,12 +135,12 @@ def geometry(checkpoint: Checkpoint) -> Geometry:
             other += math.prod(shape)
             continue
         out_features, in_features = shape[0], math.prod(shape[1:])
-        unit = next((path for path in layers if name.startswith(f"{path}.")), "end")
+        unit = next((path for path in layers if name.startswith(f"{path}.")), REST)
         if name == lm_head:
             rows, unit = SAMPLED, "lm_head"
         elif modules.vision is None or not name.startswith(f"{modules.vision}."):
             rows = TOKEN
-        elif unit != "end" or in_features == patch:
+        elif unit != REST or in_features == patch:
             rows = PATCH
         else:
             rows = MERGED

@@ -39,6 +39,7 @@ from glmcompile.compiler.comparison import (
 from glmcompile.compiler.reference import component_layers
 from glmcompile.compiler.samples import Sample
 from glmcompile.compiler.store import Store
+from glmcompile.compiler.timing import compiling, exporting
 from glmcompile.export import export_component
 from glmcompile.export.save import Place, WeightsWriter, is_external, save_graph
 from glmcompile.passes import simplify
@@ -90,7 +91,7 @@ def compile_component(work: Work, component: str, before: Activations | None) ->
     Raises ParityError for a layer that differs from torch, or whose quantized form is broken, and
     CalibrationError for one that no sample reached.
     """
-    work.progress.stage(f"Exporting {component}")
+    work.progress.stage(exporting(component))
     shipped = export_component(work.checkpoint, component)
     simplify(shipped)
     observed = None
@@ -156,7 +157,7 @@ class _ComponentCompiler:
         if self._observed_segments is not None:
             names = [[each.name for each in part] for part in (segments, self._observed_segments)]
             assert names[0] == names[1], f"{self._component} is cut differently: {names}"
-        advance = self._work.progress.stage(f"Compiling {self._component}", len(segments))
+        advance = self._work.progress.stage(compiling(self._component), len(segments))
         weights = store.engine / WEIGHTS
         weights.touch()
         with weights.open("r+b") as file:

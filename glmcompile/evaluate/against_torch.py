@@ -20,8 +20,9 @@ from glmcompile.compiler.activations import Activations
 from glmcompile.compiler.calls import DECODER, OUTPUTS, TORCH, VISION
 from glmcompile.compiler.comparison import relative_error
 from glmcompile.compiler.geometry import geometry
-from glmcompile.compiler.plan import Load, prompt_of, space
+from glmcompile.compiler.needs import Load, prompt_of, space
 from glmcompile.compiler.samples import Sample
+from glmcompile.compiler.timing import HASHING_CHECKPOINT, RUNNING_TORCH
 from glmcompile.errors import InputError
 from glmcompile.evaluate import metrics
 from glmcompile.evaluate.samples import EvaluationSample
@@ -47,7 +48,7 @@ def compare_with_torch(
     """
     source = open_checkpoint(checkpoint)
     total = sum(file.stat().st_size for file in source.files)
-    found = source.hash(progress.stage("Hashing the checkpoint", total))
+    found = source.hash(progress.stage(HASHING_CHECKPOINT, total))
     if found != engine.manifest["source"]["sha256"]:
         raise InputError(
             f"{engine.path} was compiled from another checkpoint than {checkpoint} "
@@ -82,7 +83,7 @@ def compare_with_torch(
             for name, value in actual.items()
         },
         "memory": {"fp32_engine": needed.serve_memory, "available": available_memory()},
-    } | _predictions(expected[OUTPUTS[DECODER]], actual[OUTPUTS[DECODER]], targets)
+    } | predictions(expected[OUTPUTS[DECODER]], actual[OUTPUTS[DECODER]], targets)
 
 
 def _torch_outputs(
@@ -105,12 +106,12 @@ def _torch_outputs(
         wanted.append(OUTPUTS[VISION])
     with tempfile.TemporaryDirectory() as folder:
         values = Activations(Path(folder))
-        advance = progress.stage("Running torch", layers)
+        advance = progress.stage(RUNNING_TORCH, layers)
         reference.compute(source, packed, values, advance, layers=False, rows=rows)
         return {name: np.array(values.read(TORCH, name)) for name in wanted}
 
 
-def _predictions(
+def predictions(
     expected: NDArray[np.float32], actual: NDArray[np.float32], targets: NDArray[np.int64]
 ) -> dict[str, Any]:
     scores = metrics.score(expected, actual, targets)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from glmcompile.bench import compare, render_markdown
 from glmcompile.cli import main
 from glmcompile.errors import InputError
-from glmcompile.evaluate.against_torch import _predictions, compare_with_torch
+from glmcompile.evaluate.against_torch import compare_with_torch, predictions
 from glmcompile.evaluate.samples import EvaluationSample, evaluation_samples
 from glmcompile.progress import Silent
 from glmcompile.runtime.engine import Engine
@@ -53,14 +53,14 @@ def test_of_random_weights_no_accuracy_is_quoted(tiny_engine: Engines) -> None:
     assert "perplexity" not in shown
 
 
-def test_a_model_that_predicts_is_judged_by_its_predictions() -> None:
+def test_a_model_that_predicts_is_judged_by_itspredictions() -> None:
     rng = np.random.default_rng(0)
     targets = rng.integers(0, 50, 200)
     expected = rng.standard_normal((200, 50)).astype(np.float32)
     expected[np.arange(200), targets] += 5
     actual = expected.copy()
     actual[:20] = -actual[:20]
-    found = _predictions(expected, actual, targets)["teacher_forcing"]
+    found = predictions(expected, actual, targets)["teacher_forcing"]
     assert found["perplexity"]["torch"] < 2 < found["perplexity"]["engine"]
     assert found["top1_agreement"] == pytest.approx(0.9)
     assert found["kl_divergence"] > 0

@@ -54,14 +54,17 @@ def result(tiny_engine: Engines) -> dict[str, Any]:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_ceilings_are_positive_on_every_instruction_set(
-    isa: str, monkeypatch: pytest.MonkeyPatch
+    isa: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("GLMCOMPILE_ISA", isa)
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(5000))
     with Ceilings(threads=2) as ceilings:
         assert ceilings.isa
         for figure in (
             ceilings.read_gb_per_s(1 << 16),
             ceilings.read_gb_per_s(1),
+            ceilings.mapped_gb_per_s(file),
             ceilings.int8_gop_per_s(),
             ceilings.float32_gop_per_s(),
         ):

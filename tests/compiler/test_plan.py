@@ -14,7 +14,7 @@ from glmcompile.artifact import open_artifact
 from glmcompile.calibrate.samples import recipe_samples
 from glmcompile.checkpoint import open_checkpoint
 from glmcompile.cli import main
-from glmcompile.compiler import plan
+from glmcompile.compiler import needs
 from glmcompile.compiler.geometry import MERGED, PATCH, SAMPLED, TOKEN, geometry
 from glmcompile.errors import ArtifactError
 from glmcompile.quantize.schemes import load_recipe
@@ -55,24 +55,6 @@ def test_operations_are_counted_by_what_a_weight_is_multiplied_with(
     layer = 128 * (128 + 64 + 64 + 128) + 3 * 128 * 192
     assert shapes.operations({TOKEN: 1}) == 2 * 2 * layer
     assert shapes.layers == shapes.vision_layers == 2
-
-
-def test_more_tokens_and_a_larger_screenshot_take_longer_and_more(checkpoint_of: Callable) -> None:
-    checkpoint = checkpoint_of("glm4v")
-    shapes, model = geometry(checkpoint), checkpoint.model
-    on = plan.machine(shapes, model, plan.PRECISIONS, threads=2)
-    found = []
-    for image in ((56, 56), (140, 140)):
-        prompt = plan.prompt_of(checkpoint, image)
-        times = plan.seconds(shapes, model, "int8", prompt, plan.Load(1, 100, 100, 100), 10**6, on)
-        found.append((prompt, times, plan.space(shapes, model, "int8", prompt, plan.Load())))
-    (small, fast, little), (large, slow, much) = found
-    assert 0 < small.patches < large.patches
-    for prompt in (small, large):
-        assert prompt.tokens == plan.PROMPT_TOKENS + prompt.patches // 4
-    assert 0 < fast.vision < slow.vision < slow.ttft
-    assert fast.ttft < slow.ttft
-    assert little.activations < much.activations
 
 
 @pytest.fixture
@@ -117,9 +99,11 @@ def test_too_little_memory_is_an_error_before_compiling(
     checkpoint_of: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint, recipe = checkpoint_of("llama"), load_recipe()
-    samples = recipe_samples(checkpoint.model, recipe, None)
-    monkeypatch.setattr(plan, "available_memory", lambda: 50_000_000)
+    load = needs.load_of(checkpoint, recipe, recipe_samples(checkpoint.model, recipe, None))
+    monkeypatch.setattr(needs, "available_memory", lambda: 50_000_000)
     with pytest.raises(
         ArtifactError, match=r"needs 0\.\d GB of memory, but 50\.0 MB are available"
     ):
-        plan.check_resources(checkpoint, "int8", recipe, samples, tmp_path / "new" / "engine")
+        needs.check_resources(
+            checkpoint, geometry(checkpoint), "int8", load, tmp_path / "new" / "engine"
+        )
