@@ -430,7 +430,7 @@ def report(part: str, figures: dict[str, Any]) -> None:
 
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     result[part] = {**figures, "measured_on": machine.describe(default_threads())}
-    parts = {name: result[name] for name in ("compile", "resume", "step") if name in result}
+    parts = {name: figures for name, figures in result.items() if isinstance(figures, dict)}
     headlines = {key: found[key] for key in HEADLINES for found in parts.values() if key in found}
     RESULT.write_text(json.dumps({**headlines, **parts}, indent=1) + "\n")
     shown = {name: value for name, value in figures.items() if name != "samples"}
