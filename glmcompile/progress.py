@@ -9,8 +9,11 @@ from typing import Protocol
 class Progress(Protocol):
     """Whoever shows progress implements this."""
 
-    def stage(self, name: str, total: int | None = None) -> Callable[[int], None]:
-        """Begin a stage of `total` steps; the returned function takes the steps done."""
+    def stage(self, name: str, total: int | None = None, done: int = 0) -> Callable[[int], None]:
+        """Begin a stage of `total` steps; the returned function takes the steps done.
+
+        done: steps that an earlier run took.
+        """
 
     def expect(self, seconds: Mapping[str, float]) -> None:
         """Say how long each stage to come may take, for one estimate over all of them."""
@@ -21,5 +24,5 @@ class Silent:
 
     def expect(self, seconds: Mapping[str, float]) -> None: ...
 
-    def stage(self, name: str, total: int | None = None) -> Callable[[int], None]:
+    def stage(self, name: str, total: int | None = None, done: int = 0) -> Callable[[int], None]:
         return lambda done: None

@@ -20,6 +20,18 @@ def test_the_estimate_over_all_stages_follows_each() -> None:
     assert everything.finished
 
 
+def test_what_an_earlier_run_did_counts_for_no_speed() -> None:
+    with TerminalProgress(time_left=True) as progress:
+        progress.expect({"hash": 1.0, "compile": 4.0})
+        [everything] = progress._bars.tasks
+        progress.stage("hash")
+        advance = progress.stage("compile", 4, done=3)
+        assert (everything.completed, everything.total) == (1, 2)
+        advance(4)
+        assert everything.completed == 2
+    assert everything.finished
+
+
 def test_stages_that_nothing_was_expected_of_move_no_estimate() -> None:
     with TerminalProgress() as progress:
         progress.stage("alone", 2)(1)

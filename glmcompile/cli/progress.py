@@ -49,7 +49,7 @@ class TerminalProgress:
         self._name = ""
         self._expected: dict[str, float] = {}
         self._all: Any = None
-        self._passed = 0.0
+        self._passed = self._skipped = 0.0  # seconds expected of what is done; by an earlier run
         self._interrupted = False
         self._handlers: dict[int, Any] = {}
 
@@ -69,19 +69,21 @@ class TerminalProgress:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def stage(self, name: str, total: int | None = None) -> Callable[[int], None]:
+    def stage(self, name: str, total: int | None = None, done: int = 0) -> Callable[[int], None]:
         """See glmcompile.progress.Progress."""
         if self._interrupted:
             raise Interrupt
         self._finish()
         self._name = name
-        task = self._task = self._bars.add_task(name, total=total)
+        task = self._task = self._bars.add_task(name, total=total, completed=done)
+        step = self._expected.get(name, 0.0) / total if total else 0.0
+        self._skipped += done * step
 
         def advance(done: int) -> None:
             self._bars.update(task, completed=done)
-            if total:
-                self._pass(self._expected.get(name, 0.0) * done / total)
+            self._pass(done * step)
 
+        self._pass(done * step)
         return advance
 
     def expect(self, seconds: Mapping[str, float]) -> None:
@@ -91,8 +93,11 @@ class TerminalProgress:
 
     def _pass(self, part: float) -> None:
         """part: of the stage that runs, in the seconds expected of it."""
-        if self._all is not None:
-            self._bars.update(self._all, completed=self._passed + part)
+        if self._all is None:
+            return
+        # What an earlier run did says nothing of this one's speed: it is left out of both.
+        done, total = self._passed + part - self._skipped, sum(self._expected.values())
+        self._bars.update(self._all, completed=done, total=total - self._skipped)
 
     def _interrupt(self, number: int, frame: object) -> None:
         self._interrupted = True

@@ -122,13 +122,10 @@ def _compile(
     _copy_tokenizer(source, store.engine)
     compared = compared_samples(source, store.engine)
     torch = Activations(store.work / "torch")
-    layers = [
-        layer
-        for component in source.family.components
-        for layer in reference.component_layers(source, component)
-    ]
-    advance = progress.stage(timing.RUNNING_TORCH, len(layers))
-    if store.result("torch") is None:
+    layers = reference.layer_count(source)
+    done = layers if store.result("torch") is not None else 0
+    advance = progress.stage(timing.RUNNING_TORCH, layers, done)
+    if not done:
         reference.compute(source, compared, torch, advance)
         store.record("torch", {})
     calibrating = (

@@ -157,25 +157,26 @@ class _ComponentCompiler:
         if self._observed_segments is not None:
             names = [[each.name for each in part] for part in (segments, self._observed_segments)]
             assert names[0] == names[1], f"{self._component} is cut differently: {names}"
-        advance = self._work.progress.stage(compiling(self._component), len(segments))
+        stages = [f"{self._component}/{segment.name}" for segment in segments]
+        done = sum(store.result(stage) is not None for stage in stages)
+        advance = self._work.progress.stage(compiling(self._component), len(segments), done)
         weights = store.engine / WEIGHTS
         weights.touch()
         with weights.open("r+b") as file:
             writer = WeightsWriter(file)
             writer.restore(*_written(store))
-            for number, segment in enumerate(segments):
-                stage = f"{self._component}/{segment.name}"
+            for number, (stage, segment) in enumerate(zip(stages, segments, strict=True)):
                 statistics = store.work / f"{self._component}.statistics{number}.npz"
                 if (result := store.result(stage)) is None:
                     result = self._compile(number, segment, writer, statistics)
                     store.record(stage, result)
+                    advance(number + 1)
                 elif statistics.is_file():  # of values that a later segment reads, too
                     self._statistics |= np.load(statistics)
                 self.places |= _places(result)
                 self.parity += result["parity"]
                 self.shipped += result["shipped"]
                 self._drop(number)
-                advance(number + 1)
 
     def _compile(
         self, number: int, segment: Segment, writer: WeightsWriter, statistics: Path

@@ -29,6 +29,11 @@ def component_layers(checkpoint: Checkpoint, component: str) -> list[str]:
         return layer_paths(checkpoint.model_class._from_config(checkpoint.config), root)
 
 
+def layer_count(checkpoint: Checkpoint) -> int:
+    """How many layers `compute` runs."""
+    return sum(len(component_layers(checkpoint, each)) for each in checkpoint.family.components)
+
+
 @torch.inference_mode()
 def compute(
     checkpoint: Checkpoint,

@@ -98,15 +98,12 @@ def _torch_outputs(
             for start, (ids, _, first) in zip(starts[:-1], encoded, strict=True)
         ]
     )
-    layers = sum(
-        len(reference.component_layers(source, component)) for component in source.family.components
-    )
     wanted = [OUTPUTS[DECODER]]
     if any(images for _, images, _ in encoded):
         wanted.append(OUTPUTS[VISION])
     with tempfile.TemporaryDirectory() as folder:
         values = Activations(Path(folder))
-        advance = progress.stage(RUNNING_TORCH, layers)
+        advance = progress.stage(RUNNING_TORCH, reference.layer_count(source))
         reference.compute(source, packed, values, advance, layers=False, rows=rows)
         return {name: np.array(values.read(TORCH, name)) for name in wanted}
 

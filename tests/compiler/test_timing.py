@@ -24,7 +24,7 @@ class Watched(Silent):
     def expect(self, seconds: dict[str, float]) -> None:
         self.expected = dict(seconds)
 
-    def stage(self, name: str, total: int | None = None) -> Callable[[int], None]:
+    def stage(self, name: str, total: int | None = None, done: int = 0) -> Callable[[int], None]:
         self.shown.append(name)
         return lambda done: None
 
