@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,12 @@ from glmcompile.runtime.image_processor import ImageProcessor
 HASHING_CHECKPOINT, RUNNING_TORCH = "Hashing the checkpoint", "Running torch"
 HASHING_ENGINE = "Hashing the engine"
 
-# Tokens that a step prefills at most, and those that attention is measured on.
-STEP_TOKENS, ATTENDED = 2048, 1024
+# Tokens that a step prefills at most.
+STEP_TOKENS = 2048
+# Tokens that attention is measured on, and half of the patches.
+ATTENDED = {"fp32": 512, "int8": 1024}
 # Operations that are measured of a prefill, so that a large model's takes no longer.
-OPERATIONS = {"fp32": 40e9, "int8": 200e9}
+OPERATIONS = {"fp32": 30e9, "int8": 200e9}
 # Seconds of Python around a step.
 STEP_SECONDS = 4e-4
 # Bytes a second at which files come from the disk, and at which the float32 layers of a compile are
@@ -104,17 +106,19 @@ def _rates(
     memory: rates.Memory,
 ) -> Rates:
     layer = shapes.layer(model)
-    # As many layers as the model has, or as fill memory's caches many times over.
-    size = 1 if precision == "int8" else 4
-    count = max(1, min(shapes.layers, rates.READ_BYTES // (size * layer.parameters)))
-    head = min(shapes.table.out_features, rates.READ_BYTES // (2 * size * layer.width))
+    # As many layers as the model has, or as fill the processor's caches many times over.
+    weights = rates.READ_BYTES // (1 if precision == "int8" else 4)
+    part = _narrowed(layer, weights // 3)
+    count = min(shapes.layers, max(1, weights * 3 // 4 // part.parameters))
+    head = min(shapes.table.out_features, weights // 4 // layer.width)
     one_token = {"count": count, "past": prompt.tokens, "head": head}
-    token = rates.layers(precision, layer, 1, threads, memory, **one_token)
+    token = rates.layers(precision, part, 1, threads, memory, **one_token)
     whole = shapes.layers * layer.parameters + shapes.table.parameters
-    token *= whole / (count * layer.parameters + head * layer.width)
+    token *= whole / (count * part.parameters + head * layer.width)
 
     def of(layer: Layer, tokens: int, attended: int) -> tuple[float, float]:
         """GOP/s of a layer but for its attention, on so many rows at most, and of attention."""
+        layer = _narrowed(layer, weights)
         most = OPERATIONS[precision] / layer.parameters / 2
         rows = max(16, int(min(tokens, STEP_TOKENS, most)))
         attention = rates.attention(precision, layer, min(tokens, attended), threads)
@@ -124,10 +128,19 @@ def _rates(
         # Of few tokens attention costs less within a layer than by the rate of many.
         return 2 * rows * layer.parameters / max(seconds - attending, seconds / 2) / 1e9, attention
 
-    found = of(layer, prompt.tokens, ATTENDED)
+    found = of(layer, prompt.tokens, ATTENDED[precision])
     visual = shapes.vision_layer(model)
-    seen = found if visual is None else of(visual, prompt.patches, 2 * ATTENDED)
+    seen = found if visual is None else of(visual, prompt.patches, 2 * ATTENDED[precision])
     return Rates(*found, *seen, token)
+
+
+def _narrowed(layer: Layer, parameters: int) -> Layer:
+    """The layer, with a narrower MLP where it has more parameters than that."""
+    inner = layer.inner
+    while layer.parameters > parameters and inner > layer.width // 4:
+        inner //= 2
+        layer = replace(layer, inner=-(-inner // 64) * 64)
+    return layer
 
 
 def latency(
