@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ from watched import Watched, bytes_below  # noqa: E402
 
 RESULTS = HERE / "results"
 SCREEN = (1080, 2400)
-ANSWER_TOKENS = 32
+ANSWER_TOKENS, REPEATS = 32, 5
 TITLES = {
     "engine_gb": "engine on disk (GB)",
     "compile_disk_gb": "disk while compiling, besides (GB)",
@@ -132,7 +133,7 @@ def measured(model: str, source: Path, work: Path) -> dict[str, float]:
 
 
 def asked(engine: Path) -> dict[str, float]:
-    """Latency and memory of a request like the one that is planned for, after one to warm up."""
+    """Memory, and medians of the latency, of requests like the one that is planned for."""
     from PIL import Image
 
     import glmcompile
@@ -150,14 +151,14 @@ def asked(engine: Path) -> dict[str, float]:
             content.insert(0, {"type": "image", "image": noise.convert("RGB")})
         messages = [{"role": "user", "content": content if len(content) > 1 else text}]
         sampling = {"max_tokens": ANSWER_TOKENS, "ignore_eos": True}
-        for _ in range(3):
-            completion = loaded.generate(messages=messages, **sampling)
-    timings, usage = completion.timings, completion.usage
+        # The first one warms up.
+        completions = [loaded.generate(messages=messages, **sampling) for _ in range(1 + REPEATS)]
+    usage, timings = completions[0].usage, [each.timings for each in completions[1:]]
     return {
         "serve_memory_gb": peak_memory_mb() / 1e3,
-        "vision_s": timings.vision,
-        "ttft_s": timings.ttft,
-        "tpot_ms": 1e3 * timings.per_token,
+        "vision_s": statistics.median(each.vision for each in timings),
+        "ttft_s": statistics.median(each.ttft for each in timings),
+        "tpot_ms": 1e3 * statistics.median(each.per_token for each in timings),
         "tokens": usage.prompt_tokens + usage.completion_tokens,
     }
 
