@@ -342,16 +342,19 @@ def step(work: Path, tokens: int, repeats: int) -> None:
 @click.option("--samples", default=4, show_default=True)
 def baseline(source: Path, work: Path, samples: int) -> None:
     """Errors of the engine's outputs against torch, which runs a layer at a time."""
+    from glmcompile.artifact import open_artifact
     from glmcompile.bench.footprint import peak_memory_mb
     from glmcompile.cli.progress import TerminalProgress
-    from glmcompile.evaluate.against_torch import compare_with_torch
+    from glmcompile.evaluate.against_torch import compare_with_torch, open_baseline
     from glmcompile.evaluate.samples import evaluation_samples
     from glmcompile.runtime.engine import Engine
 
     began = time.monotonic()
     with Engine(work / "full_size.engine") as engine, TerminalProgress(time_left=True) as progress:
+        artifact = open_artifact(engine.path, verify=False)
+        own = open_baseline(artifact, source, progress)
         chosen = evaluation_samples(engine.model, None, samples)
-        found = compare_with_torch(engine, source, chosen, progress)
+        found = compare_with_torch(engine, own, chosen, progress)
     found["minutes"] = round((time.monotonic() - began) / 60, 2)
     found["peak_memory_gb"] = round(peak_memory_mb() / 1e3, 3)
     report("baseline", found)

@@ -105,14 +105,20 @@ def run(
     plan = plan or (QUICK if quick else FULL)
     threads = threads or default_threads()
     described = machine.describe(threads)
-    checkpoint = Path(baseline) if baseline is not None and is_checkpoint(baseline) else None
+    against_torch = baseline is not None and is_checkpoint(baseline)
     paths = [Path(engine)]
-    if baseline is not None and checkpoint is None:
+    if baseline is not None and not against_torch:
         paths.append(Path(baseline))
     folder = None if samples is None else Path(samples)
     artifacts = [open_artifact(path) for path in paths]
     _check_comparable(artifacts)
     _check_memory(artifacts)
+    if against_torch:
+        assert baseline is not None
+        from glmcompile.evaluate.against_torch import compare_with_torch, open_baseline
+
+        # Before the minutes of measuring: it may be another engine's.
+        source = open_baseline(artifacts[0], Path(baseline), progress)
     footprints = _footprints(paths, plan, threads, folder, progress)
     with ExitStack() as stack:
         engines = [stack.enter_context(open_engine(path, threads)) for path in paths]
@@ -121,13 +127,11 @@ def run(
         workloads = make_workloads(engines[0], plan.answer_tokens, folder)
         timed = _speed(engines, workloads, plan, roofline, progress)
         count = plan.texts if engines[0].model.vision is None and folder is None else plan.samples
-        if checkpoint is None:
-            accuracy = evaluate(engines[0], other, samples=folder, count=count, progress=progress)
-        else:
-            from glmcompile.evaluate.against_torch import compare_with_torch
-
+        if against_torch:
             chosen = evaluation_samples(engines[0].model, folder, plan.torch_samples)
-            accuracy = {"torch": compare_with_torch(engines[0], checkpoint, chosen, progress)}
+            accuracy = {"torch": compare_with_torch(engines[0], source, chosen, progress)}
+        else:
+            accuracy = evaluate(engines[0], other, samples=folder, count=count, progress=progress)
     parts: dict[str, Any] = {
         name: nested({**speed, **growth(speed), **memory, "artifact_mb": artifact.size / 1e6})
         for name, speed, memory, artifact in zip(names, timed, footprints, artifacts, strict=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from glmcompile.artifact import Artifact
 from glmcompile.bench.machine import available_memory
 from glmcompile.checkpoint import Checkpoint, open_checkpoint
 from glmcompile.compiler import reference
@@ -34,8 +35,24 @@ from glmcompile.runtime.teacher_forcing import AnswerEncoder, TeacherForcing
 TEXT_TOKENS = 256
 
 
+def open_baseline(artifact: Artifact, checkpoint: Path, progress: Progress) -> Checkpoint:
+    """The checkpoint that an engine was compiled from; its files are hashed for that.
+
+    Raises CheckpointError as compiling would, and InputError for another one.
+    """
+    source = open_checkpoint(checkpoint)
+    total = sum(file.stat().st_size for file in source.files)
+    found = source.hash(progress.stage(HASHING_CHECKPOINT, total))
+    if found != artifact.manifest["source"]["sha256"]:
+        raise InputError(
+            f"{artifact.path} was compiled from another checkpoint than {checkpoint} "
+            f"({artifact.manifest['source']['name']}); give the engine's own as the baseline."
+        )
+    return source
+
+
 def compare_with_torch(
-    engine: Engine, checkpoint: Path, samples: Sequence[EvaluationSample], progress: Progress
+    engine: Engine, source: Checkpoint, samples: Sequence[EvaluationSample], progress: Progress
 ) -> dict[str, Any]:
     """Errors of the engine's outputs on the known answers of `samples`, JSON-serialisable.
 
@@ -43,17 +60,7 @@ def compare_with_torch(
     those of torch's. "memory": bytes that a float32 engine would need and that are available.
     "teacher_forcing": perplexities, top-1 agreement and KL, as evaluate gives them; left out where
     torch itself predicts as if by chance, which is what random weights do.
-    Raises CheckpointError as compiling would, and InputError for another checkpoint than the
-    engine's.
     """
-    source = open_checkpoint(checkpoint)
-    total = sum(file.stat().st_size for file in source.files)
-    found = source.hash(progress.stage(HASHING_CHECKPOINT, total))
-    if found != engine.manifest["source"]["sha256"]:
-        raise InputError(
-            f"{engine.path} was compiled from another checkpoint than {checkpoint} "
-            f"({engine.manifest['source']['name']}); give the engine's own as the baseline."
-        )
     encode = AnswerEncoder(engine.path, engine.model)
     encoded = [encode(each.prompt, each.answer, each.images) for each in samples]
     cut = [

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from glmcompile.bench import compare, render_markdown
+from glmcompile.checkpoint import open_checkpoint
 from glmcompile.cli import main
 from glmcompile.errors import InputError
 from glmcompile.evaluate.against_torch import compare_with_torch, predictions
@@ -26,7 +27,8 @@ Engines = Callable[..., TinyEngine]
 def compared(tiny: TinyEngine, samples: list[EvaluationSample] | None = None) -> dict[str, Any]:
     with Engine(tiny.path) as engine:
         samples = samples or evaluation_samples(engine.model, None, 3)
-        return compare_with_torch(engine, tiny.checkpoint, samples, Silent())
+        source = open_checkpoint(tiny.checkpoint)
+        return compare_with_torch(engine, source, samples, Silent())
 
 
 def test_a_float32_engine_gives_what_torch_gives(tiny_engine: Engines, family_name: str) -> None:
@@ -53,7 +55,7 @@ def test_of_random_weights_no_accuracy_is_quoted(tiny_engine: Engines) -> None:
     assert "perplexity" not in shown
 
 
-def test_a_model_that_predicts_is_judged_by_itspredictions() -> None:
+def test_a_model_that_predicts_is_judged_by_its_predictions() -> None:
     rng = np.random.default_rng(0)
     targets = rng.integers(0, 50, 200)
     expected = rng.standard_normal((200, 50)).astype(np.float32)
@@ -71,12 +73,15 @@ def test_samples_without_images_need_no_vision_encoder(tiny_engine: Engines) -> 
     assert set(found["relative_error"]) == {"logits"}
 
 
-def test_another_checkpoint_is_refused(tiny_engine: Engines) -> None:
-    with (
-        Engine(tiny_engine("glm4v").path) as engine,
-        pytest.raises(InputError, match="was compiled from another checkpoint"),
-    ):
-        compare_with_torch(engine, tiny_engine("qwen2_vl").checkpoint, [], Silent())
+def test_another_checkpoint_is_refused_before_measuring(
+    tiny_engine: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*ignored: object) -> None:
+        raise AssertionError("measured before the checkpoint was looked at")
+
+    monkeypatch.setattr(compare, "_footprints", measured)
+    with pytest.raises(InputError, match="was compiled from another checkpoint"):
+        compare.run(tiny_engine("glm4v").path, tiny_engine("qwen2_vl").checkpoint, plan=TINY)
 
 
 def test_engines_that_do_not_fit_together_are_refused(
