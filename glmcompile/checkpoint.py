@@ -8,17 +8,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import torch
 import transformers
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
-from glmcompile.config import ModelConfig
 from glmcompile.errors import CheckpointError, UnsupportedArchitectureError
-from glmcompile.families import Family, family_for
+
+if TYPE_CHECKING:
+    from glmcompile.contract import Contract
+    from glmcompile.export.components import Structure
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -49,18 +55,14 @@ class Checkpoint:
     def __init__(
         self,
         path: Path,
-        family: Family,
         architecture: str,
         config: transformers.PreTrainedConfig,
-        model: ModelConfig,
         parameters: dict[str, StoredTensor],
         tied: dict[str, str],
     ) -> None:
         self.path = path
-        self.family = family
         self.architecture = architecture
         self.config = config
-        self.model = model
         self.parameters = parameters
         self.tied = tied
         self._open_files: dict[Path, Any] = {}
@@ -69,6 +71,27 @@ class Checkpoint:
     def model_class(self) -> type[transformers.PreTrainedModel]:
         """transformers' class for the checkpoint's architecture."""
         return getattr(transformers, self.architecture)
+
+    @cached_property
+    def _discovered(self) -> tuple[Contract, Structure]:
+        from glmcompile.discover import discover
+
+        return discover(self)
+
+    @property
+    def model(self) -> Contract:
+        """What the compiled model will take and give."""
+        return self._discovered[0]
+
+    @property
+    def structure(self) -> Structure:
+        """Where layers, embedding and output layer sit in the transformers model."""
+        return self._discovered[1]
+
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """generation_config.json; empty without one."""
+        return _read_json(self.path / "generation_config.json", optional=True)
 
     def tensor(self, name: str) -> torch.Tensor:
         """A parameter as stored (bfloat16, float16 or float32); its pages are read when used."""
@@ -117,7 +140,7 @@ class Checkpoint:
 
         Its author's word that nothing is drawn (`do_sample` is false) is a temperature of 0.
         """
-        settings = _read_json(self.path / "generation_config.json", optional=True)
+        settings = self.generation
         if settings.get("do_sample") is False:
             return {"temperature": 0.0}
         return {
@@ -162,7 +185,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             "checkpoint (config.json, model.safetensors, tokenizer.json)"
         )
     config_json = _read_json(directory / "config.json")
-    family, architecture = family_for(config_json), config_json["architectures"][0]
+    architecture = _architecture(config_json)
     if config_json.get("quantization_config"):
         settings = config_json["quantization_config"]
         method = settings.get("quant_method") if isinstance(settings, dict) else settings
@@ -172,22 +195,38 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         )
     _read_json(directory / "tokenizer.json")
     config = _load_config(directory, architecture)
-    processor = _processor_config(directory) if family.modules.vision else None
-    generation = _read_json(directory / "generation_config.json", optional=True)
-    try:
-        model = family.model_config(config.to_dict(), processor, generation)
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise CheckpointError(
-            f"{directory}: its configuration files do not describe a {architecture} ({error!r}); "
-            "fetch config.json, preprocessor_config.json and generation_config.json again"
-        ) from error
-    if model.image_token_id is not None and not 0 <= model.image_token_id < model.vocab_size:
-        raise CheckpointError(
-            f"{directory / 'config.json'}: image_token_id {model.image_token_id} is not in the "
-            f"vocabulary of {model.vocab_size} tokens; fetch it again"
-        )
     parameters, tied = _locate_parameters(directory, architecture, config)
-    return Checkpoint(directory, family, architecture, config, model, parameters, tied)
+    checkpoint = Checkpoint(directory, architecture, config, parameters, tied)
+    _ = checkpoint.model  # what cannot be compiled is refused before weights are read
+    return checkpoint
+
+
+def _architecture(config_json: dict[str, Any]) -> str:
+    """The transformers class that a configuration names.
+
+    Raises UnsupportedArchitectureError for one that generates no text.
+    """
+    architectures = config_json.get("architectures")
+    if not isinstance(architectures, list | tuple) or not architectures:
+        raise UnsupportedArchitectureError(
+            "config.json names no architecture; expected `architectures` to hold the name of a "
+            "transformers class, such as LlamaForCausalLM"
+        )
+    name = str(architectures[0])
+    known = {
+        each
+        for mapping in (
+            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+            MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        )
+        for each in mapping.values()
+    }
+    if name not in known or not hasattr(transformers, name):
+        raise UnsupportedArchitectureError(
+            f"architecture {name} is not supported: transformers {transformers.__version__} has no "
+            "model of that name that generates text, or text from images"
+        )
+    return name
 
 
 def _read_json(file: Path, optional: bool = False) -> dict[str, Any]:
@@ -216,19 +255,6 @@ def _load_config(directory: Path, architecture: str) -> transformers.PreTrainedC
             f"{' '.join(str(error).split())}; fetch it again"
         ) from error
     return config
-
-
-def _processor_config(directory: Path) -> dict[str, Any]:
-    """Settings of the image processor, in its own file or inside processor_config.json."""
-    settings = _read_json(directory / "preprocessor_config.json", optional=True)
-    settings = settings or _read_json(directory / "processor_config.json", optional=True)
-    settings = settings.get("image_processor", settings)
-    if not settings:
-        raise CheckpointError(
-            f"{directory} has no preprocessor_config.json (nor image settings in "
-            "processor_config.json); an image model needs it to prepare images"
-        )
-    return settings
 
 
 def _stored_tensors(directory: Path) -> dict[str, StoredTensor]:

@@ -71,7 +71,9 @@ def compile_checkpoint(
     progress = progress or Silent()
     plan = _plan(precision, recipe, kv_dtype)
     source = open_checkpoint(checkpoint)
-    PromptBuilder(source.path, source.family)  # refuses what the engine could not open
+    vision = source.model.vision
+    placeholder = vision.placeholder if vision is not None else None
+    PromptBuilder(source.path, placeholder)  # refuses what the engine could not open
     samples = recipe_samples(source.model, plan, calibration) if plan is not None else []
     record: dict[str, Any] = {"precision": precision, "target": target}
     if plan is not None:
@@ -136,7 +138,7 @@ def _compile(
     work = Work(source, plan, compared, calibrating, torch, store, progress)
     compiled: list[Compiled] = []
     before: Activations | None = None
-    for component in source.family.components:
+    for component in source.model.components:
         compiled.append(compile_component(work, component, before))
         quantized = plan is not None and plan.inputs == "quantized"
         before = activations(store, component, "shipped" if quantized else "float32")

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import AutoImageProcessor
 
 from glmcompile.calibrate.samples import CalibrationSample
 from glmcompile.checkpoint import Checkpoint
-from glmcompile.config import ModelConfig
+from glmcompile.contract import Contract
+from glmcompile.discover.processors import load_processor
 from glmcompile.errors import CalibrationError, InputError
 from glmcompile.evaluate.samples import bundled_samples
+from glmcompile.rules import position_ids
+from glmcompile.rules.patches import PatchSettings
 from glmcompile.runtime.teacher_forcing import AnswerEncoder
 
 # Width and height of the images of the drawn samples; two of them share a prompt.
@@ -32,12 +34,17 @@ HELD_OUT = 2
 HELD_OUT_TOKENS = 192
 
 
-class ImagePatches(Protocol):
-    """An image as the vision encoder takes it; ProcessedImage makes its patches when asked."""
+class ImageInputs(Protocol):
+    """An image as the vision encoder takes it; ProcessedImage makes its arrays when asked."""
 
     @property
-    def pixel_values(self) -> NDArray[np.float32]:
-        """float32 [patches, patch values]."""
+    def inputs(self) -> dict[str, NDArray[Any]]:
+        """The image processor's arrays, by the names of the encoder's ports."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Image tokens of the prompt."""
         ...
 
     @property
@@ -51,11 +58,7 @@ class Sample:
     """One sequence: token ids int64 [T], and its images in order."""
 
     token_ids: NDArray[np.int64]
-    images: tuple[ImagePatches, ...] = ()
-
-    def pixel_values(self) -> NDArray[np.float32]:
-        """Patches of all images, float32 [patches, patch values]; made at every call."""
-        return np.concatenate([image.pixel_values for image in self.images])
+    images: tuple[ImageInputs, ...] = ()
 
     @property
     def grid_thw(self) -> NDArray[np.int64]:
@@ -63,16 +66,9 @@ class Sample:
         return np.array([image.grid_thw for image in self.images], np.int64).reshape(-1, 3)
 
 
-def packed_images(samples: Sequence[Sample]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Patches float32 [patches, patch values] and grids int64 [images, 3] of all samples."""
-    pixels = [sample.pixel_values() for sample in samples if sample.images]
-    return np.concatenate(pixels), np.concatenate([sample.grid_thw for sample in samples])
-
-
 def position_ids_of(checkpoint: Checkpoint, sample: Sample) -> NDArray[np.int64]:
     """Position ids of a sample, int64 [position axes, T]."""
-    family, model = checkpoint.family, checkpoint.model
-    return family.position_ids(sample.token_ids, sample.grid_thw, model)[0]
+    return position_ids(checkpoint.model, sample.token_ids, sample.grid_thw)[0]
 
 
 def compared_samples(checkpoint: Checkpoint, directory: Path) -> list[Sample]:
@@ -113,7 +109,7 @@ def calibration_samples(
 class _Encoder:
     """Prompts, answers and images to samples, as an engine prepares them."""
 
-    def __init__(self, model: ModelConfig, directory: Path) -> None:
+    def __init__(self, model: Contract, directory: Path) -> None:
         self._model = model
         self._encode = AnswerEncoder(directory, model)
 
@@ -132,9 +128,8 @@ def drawn_samples(checkpoint: Checkpoint) -> list[Sample]:
     if vision is None:
         return [Sample(ids) for ids in texts]
     # transformers' own processor, so that the engine's is not compared with itself.
-    processor = AutoImageProcessor.from_pretrained(
-        checkpoint.path, local_files_only=True, backend="pil"
-    )
+    processor = load_processor(checkpoint)
+    settings = PatchSettings.read(vision.processor.arguments)
     noise = np.random.default_rng(0)
     samples = []
     for ids, sizes in zip(texts, (DRAWN_IMAGES[:2], DRAWN_IMAGES[2:], ()), strict=True):
@@ -145,8 +140,9 @@ def drawn_samples(checkpoint: Checkpoint) -> list[Sample]:
             image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
             processed = processor([image], return_tensors="np")
             frames, rows, columns = (int(side) for side in processed["image_grid_thw"][0])
-            images.append(_Drawn(processed["pixel_values"], (frames, rows, columns)))
-            count = checkpoint.family.image_tokens(images[-1].grid_thw, vision)
+            grid = (frames, rows, columns)
+            count = settings.image_tokens(grid)
+            images.append(_Drawn({"pixel_values": processed["pixel_values"]}, count, grid))
             image_tokens = np.full(count, checkpoint.model.image_token_id, np.int64)
             pieces += [image_tokens, ids[index : index + 1]]
         samples.append(Sample(np.concatenate([*pieces, ids[len(sizes) + 1 :]]), tuple(images)))
@@ -155,5 +151,6 @@ def drawn_samples(checkpoint: Checkpoint) -> list[Sample]:
 
 @dataclass(frozen=True)
 class _Drawn:
-    pixel_values: NDArray[np.float32]
+    inputs: dict[str, NDArray[Any]]
+    num_tokens: int
     grid_thw: tuple[int, int, int]

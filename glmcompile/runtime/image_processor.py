@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from glmcompile.config import VisionConfig
+from glmcompile.contract import VisionContract
 from glmcompile.errors import InputError
-from glmcompile.families import Family
+from glmcompile.rules.patches import PatchSettings
 from glmcompile.runtime.image_decoder import array_rgb, decode_rgb, pillow_rgb
 from glmcompile.runtime.media import OWN, ImageSource, InputPolicy, read_image
 
@@ -40,18 +40,26 @@ class ProcessedImage:
         """float32 [patches, channels * temporal_patch_size * patch_size^2], new at every call."""
         return self.processor.patches(self.pixels)
 
+    @property
+    def inputs(self) -> dict[str, NDArray[Any]]:
+        """What the vision encoder takes of it, by the names of its ports; new at every call."""
+        return {"pixel_values": self.pixel_values}
+
+    @property
+    def num_tokens(self) -> int:
+        """How many image tokens of the prompt take its features."""
+        return self.processor.settings.image_tokens(self.grid_thw)
+
 
 class ImageProcessor:
     """Resize, rescale, normalise and cut images as one model's Hugging Face processor does."""
 
-    def __init__(self, family: Family, vision: VisionConfig) -> None:
-        self._family = family
-        self._vision = vision
-        config = vision.processor
+    def __init__(self, settings: PatchSettings) -> None:
+        self.settings = settings
         # The whole of rescaling and normalising depends on a byte and its channel alone. The types
         # follow transformers' `rescale` (float64, rounded to float32) and `normalize` (float32).
-        levels = (np.arange(256).astype(np.float64) * config.rescale_factor).astype(np.float32)
-        mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
+        levels = (np.arange(256).astype(np.float64) * settings.rescale_factor).astype(np.float32)
+        mean, std = np.array(settings.mean, np.float32), np.array(settings.std, np.float32)
         self._levels: NDArray[np.float32] = (levels - mean[:, None]) / std[:, None]
 
     def __call__(
@@ -73,18 +81,15 @@ class ImageProcessor:
             raise InputError(
                 f"{image.where}: an image of {rgb.width}x{rgb.height} pixels holds nothing"
             )
-        assert self._family.resize is not None
         try:
-            height, width = self._family.resize(
-                rgb.height, rgb.width, self._bounded(policy.max_pixels)
-            )
+            height, width = self._bounded(policy.max_pixels).resize(rgb.height, rgb.width)
         except InputError as error:
             raise InputError(f"{image.where}: {error}") from error
-        filter = Image.Resampling(self._vision.processor.resample)
+        filter = Image.Resampling(self.settings.resample)
         resized = np.asarray(rgb.resize((width, height), filter))
         digest = hashlib.sha256(f"{height}x{width}:".encode())
         digest.update(resized.data)
-        side = self._vision.patch_size
+        side = self.settings.patch_size
         return ProcessedImage(resized, (1, height // side, width // side), digest.digest(), self)
 
     def patches(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -92,8 +97,8 @@ class ImageProcessor:
 
         A still image fills a temporal patch by being repeated.
         """
-        side, merge = self._vision.patch_size, self._vision.merge_size
-        frames, channels = self._vision.temporal_patch_size, pixels.shape[2]
+        side, merge = self.settings.patch_size, self.settings.merge_size
+        frames, channels = self.settings.temporal_patch_size, pixels.shape[2]
         rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
         windows = pixels.reshape(
             rows // merge, merge, side, columns // merge, merge, side, channels
@@ -105,17 +110,22 @@ class ImageProcessor:
                 made[:, channel] = self._levels[channel].take(flat[:, channel])[:, None]
         return patches.reshape(rows * columns, -1)
 
-    def _bounded(self, max_pixels: int | None) -> VisionConfig:
+    def _bounded(self, max_pixels: int | None) -> PatchSettings:
         """The encoder's description with a lower bound on pixels. Raises InputError for one that
         not even the smallest image keeps."""
-        own = self._vision.processor
+        own = self.settings
         if max_pixels is None or max_pixels >= own.max_pixels:
-            return self._vision
+            return own
         if max_pixels < own.min_pixels:
             raise InputError(
                 f"max_pixels is {max_pixels}; this model's images have at least {own.min_pixels}"
             )
-        return replace(self._vision, processor=replace(own, max_pixels=max_pixels))
+        return replace(own, max_pixels=max_pixels)
+
+
+def image_processor(vision: VisionContract) -> ImageProcessor:
+    """The processor that a contract names."""
+    return ImageProcessor(PatchSettings.read(vision.processor.arguments))
 
 
 def describe(image: Any) -> str:

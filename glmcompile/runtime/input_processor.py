@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glmcompile.config import ModelConfig
+from glmcompile.contract import Contract
 from glmcompile.errors import InputError
-from glmcompile.families import Family
+from glmcompile.rules import position_ids
 from glmcompile.runtime.control_tokens import PromptText
-from glmcompile.runtime.image_processor import ImageProcessor, ProcessedImage, describe
+from glmcompile.runtime.image_processor import ProcessedImage, describe, image_processor
 from glmcompile.runtime.media import OWN, ImageSource, InputPolicy
 from glmcompile.runtime.prompt import Message, PromptBuilder
 from glmcompile.runtime.sequence import ImageSpan
@@ -62,11 +62,11 @@ class PreparedPrompt:
 class InputProcessor:
     """Tokenizer, chat template and image processor of one model directory; safe from any thread."""
 
-    def __init__(self, directory: Path, family: Family, model: ModelConfig) -> None:
-        self.prompts = PromptBuilder(directory, family)
-        self._family = family
+    def __init__(self, directory: Path, model: Contract) -> None:
+        vision = model.vision
+        self.prompts = PromptBuilder(directory, vision.placeholder if vision is not None else None)
         self._model = model
-        self._images = ImageProcessor(family, model.vision) if model.vision is not None else None
+        self._images = image_processor(vision) if vision is not None else None
 
     def __call__(self, request: Prompt, policy: InputPolicy = OWN) -> PreparedPrompt:
         """Raises InputError naming what cannot be served: an image, a message, the length."""
@@ -86,10 +86,10 @@ class InputProcessor:
                     f"the prompt has {len(text.text):,} characters; at most {most:,} are taken"
                 )
             processed = self._process(images, policy)
-            ids = self.prompts.encode(text, [self._num_tokens(image) for image in processed])
+            ids = self.prompts.encode(text, [image.num_tokens for image in processed])
         self._check(ids)
         grids = [image.grid_thw for image in processed]
-        positions, following = self._family.position_ids(ids, grids, self._model)
+        positions, following = position_ids(self._model, ids, grids)
         return PreparedPrompt(
             ids, self._spans(ids, processed), positions, int(following) - len(ids)
         )
@@ -116,7 +116,7 @@ class InputProcessor:
 
     def _process(self, images: Sequence[ImageSource], policy: InputPolicy) -> list[ProcessedImage]:
         if images and self._images is None:
-            raise InputError(f"a {self._family.name} model takes text only, not images")
+            raise InputError(f"{self._model.architecture} takes text only, not images")
         if policy.max_images is not None and len(images) > policy.max_images:
             raise InputError(
                 f"{len(images)} images were given; a request may show {policy.max_images}"
@@ -124,10 +124,6 @@ class InputProcessor:
         if policy.open_paths:  # a program's own paths help it to find the image
             images = [_with_description(image) for image in images]
         return [self._images(image, policy) for image in images] if self._images else []
-
-    def _num_tokens(self, image: ProcessedImage) -> int:
-        assert self._model.vision is not None
-        return self._family.image_tokens(image.grid_thw, self._model.vision)
 
     def _check(self, ids: list[int]) -> None:
         if not ids:
@@ -151,7 +147,7 @@ class InputProcessor:
         places = np.flatnonzero(np.array(ids) == self._model.image_token_id)
         spans, taken = [], 0
         for image in images:
-            count = self._num_tokens(image)
+            count = image.num_tokens
             spans.append(ImageSpan(int(places[taken]), count, image))
             taken += count
         return tuple(spans)
