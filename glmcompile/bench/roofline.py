@@ -204,7 +204,7 @@ class Traces:
                 for _ in range(1 + REPEATS):
                     forcing([0] * tokens, rows=[tokens - 1])
             if model.vision is not None:
-                forcing.encode([image_processor(model.vision)(phone_screen())])
+                forcing.encode([image_processor(model.vision, artifact.path)(phone_screen())])
             runs = {
                 component: read_trace(Path(session.end_profiling()))
                 for component, session in forcing.sessions.items()

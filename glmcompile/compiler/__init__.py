@@ -29,7 +29,9 @@ from glmcompile.compiler.store import Store, open_store
 from glmcompile.errors import GlmcompileError
 from glmcompile.progress import Progress, Silent
 from glmcompile.quantize.schemes import DEFAULT_RECIPE, Float32, Recipe, load_recipe
+from glmcompile.runtime.image_processor import BORROWED
 from glmcompile.runtime.prompt import PromptBuilder
+from glmcompile.runtime.transformers_processor import PROCESSOR_FILES
 
 PRECISIONS = ("int8", "fp32")
 TARGETS = ("cpu",)
@@ -156,7 +158,9 @@ def _plan(precision: str, recipe: str | Path, kv_dtype: str | None) -> Recipe | 
 
 
 def _copy_tokenizer(source: Checkpoint, stage: Path) -> None:
-    for name in COPIED_FILES:
+    vision = source.model.vision
+    borrowed = vision is not None and vision.processor.name == BORROWED
+    for name in dict.fromkeys((*COPIED_FILES, *(PROCESSOR_FILES if borrowed else ()))):
         file = source.path / name
         if file.is_file():
             shutil.copyfile(file, stage / name)

@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from glmcompile.checkpoint import Checkpoint
 from glmcompile.compiler.activations import Activations
 from glmcompile.compiler.calls import OUTPUTS, TORCH
-from glmcompile.compiler.samples import Sample, position_ids_of
-from glmcompile.contract import DECODER, VISION
+from glmcompile.compiler.samples import ImageInputs, Sample, position_ids_of
+from glmcompile.contract import DECODER, PROCESSED, VISION
 from glmcompile.export.components import Structure, selected_rows
 from glmcompile.export.skeleton import EAGER, build_skeleton
 
@@ -55,18 +55,13 @@ def compute(
     features = None
     images = [image for each in samples for image in each.images]
     if images:
-        arrays = {
-            name: torch.from_numpy(np.concatenate([image.inputs[name] for image in images]))
-            for name in images[0].inputs
-        }
-        grids = {
-            name: torch.from_numpy(np.array([image.grid_thw for image in images], np.int64))
-            for name in structure.fixed
-        }
-        with streamed(structure.layers[VISION], None):
-            output = model.get_image_features(**arrays, **grids, return_dict=True)
         assert structure.form is not None
-        features = structure.form.join(output).float()
+        with streamed(structure.layers[VISION], None):
+            parts = [
+                structure.form.join(model.get_image_features(**arguments, return_dict=True))
+                for arguments in _together(checkpoint, images)
+            ]
+        features = torch.cat(parts).float()
         values.write(TORCH, OUTPUTS[VISION], features.numpy())
     batch = _padded(checkpoint, samples, structure)
     if features is not None:
@@ -80,6 +75,27 @@ def compute(
     ):
         logits = model(**batch.arguments).logits
     values.write(TORCH, OUTPUTS[DECODER], logits.reshape(-1, logits.shape[-1]).numpy())
+
+
+def _together(
+    checkpoint: Checkpoint, images: Sequence[ImageInputs]
+) -> list[dict[str, torch.Tensor]]:
+    """Arguments of `get_image_features` for all images: in one call where their arrays can be
+    joined, and in a call for each otherwise."""
+    names = [port.name for port in checkpoint.model.encoder.having(PROCESSED)]
+    each = [
+        {name: image.inputs[name] for name in names}
+        | {
+            name: image.inputs.get(name, np.array([image.grid_thw], np.int64))
+            for name in checkpoint.structure.fixed
+        }
+        for image in images
+    ]
+    joined = all(a[name].shape[1:] == each[0][name].shape[1:] for a in each for name in a)
+    calls = (
+        [{name: np.concatenate([a[name] for a in each]) for name in each[0]}] if joined else each
+    )
+    return [{name: torch.from_numpy(value) for name, value in call.items()} for call in calls]
 
 
 @dataclass(frozen=True)
@@ -123,7 +139,7 @@ class _Streamed:
         self._model = model
         self._values = values
         self._advance = advance
-        self._done = 0
+        self._done: set[str] = set()
 
     @contextmanager
     def __call__(self, layers: Sequence[str], tokens: torch.Tensor | None) -> Iterator[None]:
@@ -166,15 +182,17 @@ class _Streamed:
 
     def _watch(self, path: str, tokens: torch.Tensor | None) -> list[Any]:
         layer = self._model.get_submodule(path)
+        found: list[NDArray[np.float32]] = []
         names = [name for name, _ in layer.named_parameters(prefix=path)]
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             if self._values is not None:
                 hidden = output[0] if isinstance(output, tuple) else output
                 rows = hidden.reshape(-1, hidden.shape[-1])
-                self._values.write(TORCH, path, (rows if tokens is None else rows[tokens]).numpy())
-            self._done += 1
-            self._advance(self._done)
+                found.append((rows if tokens is None else rows[tokens]).numpy())
+                self._values.write(TORCH, path, np.concatenate(found))  # of several calls
+            self._done.add(path)
+            self._advance(len(self._done))
 
         hooks = self._while_running(layer, names)
         return [*hooks, layer.register_forward_hook(keep)]

@@ -15,12 +15,12 @@ from PIL import Image
 from glmcompile.calibrate.samples import CalibrationSample
 from glmcompile.checkpoint import Checkpoint
 from glmcompile.contract import Contract
-from glmcompile.discover.processors import load_processor
+from glmcompile.discover.processors import find_processing
 from glmcompile.errors import CalibrationError, InputError
 from glmcompile.evaluate.samples import bundled_samples
 from glmcompile.rules import position_ids
-from glmcompile.rules.patches import PatchSettings
 from glmcompile.runtime.teacher_forcing import AnswerEncoder
+from glmcompile.runtime.transformers_processor import grid_of
 
 # Width and height of the images of the drawn samples; two of them share a prompt.
 DRAWN_IMAGES = ((140, 224), (336, 196), (84, 84))
@@ -48,8 +48,8 @@ class ImageInputs(Protocol):
         ...
 
     @property
-    def grid_thw(self) -> tuple[int, int, int]:
-        """Frames, patch rows and patch columns."""
+    def grid_thw(self) -> tuple[int, ...]:
+        """Frames, patch rows and patch columns; () where there is no such grid."""
         ...
 
 
@@ -63,7 +63,8 @@ class Sample:
     @property
     def grid_thw(self) -> NDArray[np.int64]:
         """int64 [images, 3]."""
-        return np.array([image.grid_thw for image in self.images], np.int64).reshape(-1, 3)
+        grids = [image.grid_thw for image in self.images if image.grid_thw]
+        return np.array(grids, np.int64) if grids else np.empty((0, 3), np.int64)
 
 
 def position_ids_of(checkpoint: Checkpoint, sample: Sample) -> NDArray[np.int64]:
@@ -128,8 +129,7 @@ def drawn_samples(checkpoint: Checkpoint) -> list[Sample]:
     if vision is None:
         return [Sample(ids) for ids in texts]
     # transformers' own processor, so that the engine's is not compared with itself.
-    processor = load_processor(checkpoint)
-    settings = PatchSettings.read(vision.processor.arguments)
+    processing = find_processing(checkpoint, vision.token_id)
     noise = np.random.default_rng(0)
     samples = []
     for ids, sizes in zip(texts, (DRAWN_IMAGES[:2], DRAWN_IMAGES[2:], ()), strict=True):
@@ -138,19 +138,17 @@ def drawn_samples(checkpoint: Checkpoint) -> list[Sample]:
         for index, (width, height) in enumerate(sizes, start=1):
             coarse = noise.integers(0, 256, (height // 14, width // 14, 3), np.uint8)
             image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-            processed = processor([image], return_tensors="np")
-            frames, rows, columns = (int(side) for side in processed["image_grid_thw"][0])
-            grid = (frames, rows, columns)
-            count = settings.image_tokens(grid)
-            images.append(_Drawn({"pixel_values": processed["pixel_values"]}, count, grid))
-            image_tokens = np.full(count, checkpoint.model.image_token_id, np.int64)
-            pieces += [image_tokens, ids[index : index + 1]]
+            arrays, tokens = processing.arrays(image), np.array(processing.tokens(image))
+            images.append(_Drawn(arrays, int((tokens == vision.token_id).sum()), grid_of(arrays)))
+            pieces += [tokens, ids[index : index + 1]]
         samples.append(Sample(np.concatenate([*pieces, ids[len(sizes) + 1 :]]), tuple(images)))
     return samples
 
 
 @dataclass(frozen=True)
 class _Drawn:
+    """An image as transformers' processor gives it."""
+
     inputs: dict[str, NDArray[Any]]
     num_tokens: int
-    grid_thw: tuple[int, int, int]
+    grid_thw: tuple[int, ...]

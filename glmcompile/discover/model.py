@@ -82,6 +82,7 @@ def discover(checkpoint: Checkpoint) -> tuple[Contract, Structure]:
         types=tuple(name for name in _TYPES if name in _arguments(model)),
         form=images.form if images is not None else None,
         fixed=images.fixed if images is not None else {},
+        example=images.example if images is not None else {},
     )
     width = hidden * (1 + images.form.deepstack) if images is not None else 0
     probed = Component(_step_inputs((), axes, width), ())
@@ -206,8 +207,8 @@ def _step_inputs(attention: tuple[Attention, ...], axes: int, features: int) -> 
 
 def _positions(model: Any, checkpoint: Checkpoint, images: Images | None) -> Rule:
     """The rule that gives the positions that the model itself would compute."""
-    owner = next((m for m in (model, getattr(model, "model", None)) if hasattr(m, "get_rope_index")),
-                 None)  # fmt: skip
+    owners = [each for each in (model, getattr(model, "model", None)) if each is not None]
+    owner = next((each for each in owners if hasattr(each, "get_rope_index")), None)
     if owner is None or images is None:
         return Rule("counted")
     rule = Rule("mrope", {"merge_size": checkpoint.config.vision_config.spatial_merge_size})

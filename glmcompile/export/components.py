@@ -35,10 +35,6 @@ from glmcompile.export.replacements import GridInputs, replaced
 # Sizes of the traced example. Distinct, and above 1, so that no dimension is taken for a constant
 # or for another one.
 EXAMPLE_SIZES = {
-    "patches": 48,
-    "merged_patches": 12,
-    "segments_plus_1": 4,
-    "windows_plus_1": 4,
     "tokens": 19,
     "image_tokens": 12,
     "sequences": 3,
@@ -48,10 +44,9 @@ EXAMPLE_SIZES = {
     "num_blocks": 7,
     "block_size": 32,
 }
-# Dimensions that something but the attention operator sees; two symbols for every cache would make
+# Dimensions that nothing but the attention operator sees; two symbols for every cache would make
 # tracing several times slower.
-TRACED = {"patches", "merged_patches", "segments_plus_1", "windows_plus_1", "tokens",
-          "image_tokens", "rows"}  # fmt: skip
+UNTRACED = {"sequences", "sequences_plus_1", "max_blocks", "num_blocks", "block_size"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +61,17 @@ class FeatureForm:
     listed: bool
     deepstack: int = 0
     deepstack_listed: bool = False
+
+    @classmethod
+    def of(cls, output: Any) -> FeatureForm:
+        """The form of what a model's `get_image_features` returned."""
+        deeper = getattr(output, "deepstack_features", None) or []
+        return cls(
+            type(output),
+            isinstance(output.pooler_output, list | tuple),
+            len(deeper),
+            bool(deeper) and isinstance(deeper[0], list | tuple),
+        )
 
     def join(self, output: Any) -> torch.Tensor:
         """Features of all images, [image tokens, (1 + deepstack) * hidden]."""
@@ -105,6 +111,7 @@ class Structure:
     called: module paths that ran in each component.
     types: arguments of the model's forward that tell image tokens from text.
     fixed: arguments of `get_image_features` that are no inputs of the graph, for one image.
+    example: that image's arrays, by the names of the vision encoder's ports.
     """
 
     layers: Mapping[str, list[str]]
@@ -116,13 +123,21 @@ class Structure:
     types: tuple[str, ...] = ()
     form: FeatureForm | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    example: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
-def example_inputs(component: Component) -> tuple[torch.Tensor, ...]:
-    """Tensors of the traced example's sizes; only shapes and types matter."""
+def example_inputs(
+    component: Component, shapes: Mapping[str, torch.Tensor] | None = None
+) -> tuple[torch.Tensor, ...]:
+    """Tensors of the traced example's sizes; only shapes and types matter.
+
+    shapes: tensors of the right shapes by the ports' names; EXAMPLE_SIZES without them.
+    """
     return tuple(
         torch.zeros(
-            [EXAMPLE_SIZES[d] if isinstance(d, str) else d for d in port.shape],
+            shapes[port.name].shape
+            if shapes
+            else [EXAMPLE_SIZES[d] if isinstance(d, str) else d for d in port.shape],
             dtype=getattr(torch, port.dtype),
         )
         for port in component.inputs
@@ -132,7 +147,11 @@ def example_inputs(component: Component) -> tuple[torch.Tensor, ...]:
 def dynamic_shapes(component: Component) -> tuple[dict[int, Any], ...]:
     """torch.export's description of the dynamic dimensions, in the order of the inputs."""
     return tuple(
-        {axis: Dim.DYNAMIC for axis, size in enumerate(port.shape) if size in TRACED}
+        {
+            axis: Dim.DYNAMIC
+            for axis, size in enumerate(port.shape)
+            if isinstance(size, str) and size not in UNTRACED
+        }
         for port in component.inputs
     )
 

@@ -101,7 +101,8 @@ def _trace(
         module = Decoder(skeleton, structure, ports)
     module.eval()
     with mode:
-        inputs = example_inputs(ports)
+        shapes = structure.example if component == VISION else None
+        inputs = example_inputs(ports, shapes)
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     try:

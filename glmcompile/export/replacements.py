@@ -72,6 +72,11 @@ class GridRecorder:
         with replaced(functions), sampled:
             yield
 
+    def of(self, rule: Rule) -> tuple[np.ndarray, ...]:
+        """What a rule gave."""
+        found = zip(self.computed, self.values, strict=True)
+        return next(values for each, values in found if each.rule == rule)
+
     def _recorded(
         self, function: Callable[..., Any], rule: str, outputs: tuple[str, ...]
     ) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 BEGIN, END = "begin", "end"
 
+
 @dataclass(frozen=True)
 class Segment:
     """A part of a component's graph that runs alone.

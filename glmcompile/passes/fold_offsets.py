@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
@@ -33,9 +35,13 @@ def _fold(graph: ir.Graph, node: ir.Node) -> bool:
         shift = np.float32(added.item())
         name = f"{weight.name}+{shift:g}"
         value = graph.initializers.get(name) or lazy_initializer(
-            graph, name, tensor.dtype, dimensions(weight), lambda: tensor.numpy() + shift
+            graph, name, tensor.dtype, dimensions(weight), partial(_sum, tensor, shift)
         )
         replaced = node.outputs[0]
         replaced.replace_all_uses_with(value)
         return True
     return False
+
+
+def _sum(tensor: ir.TensorProtocol, shift: np.float32) -> np.ndarray:
+    return tensor.numpy() + shift

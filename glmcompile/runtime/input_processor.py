@@ -66,7 +66,7 @@ class InputProcessor:
         vision = model.vision
         self.prompts = PromptBuilder(directory, vision.placeholder if vision is not None else None)
         self._model = model
-        self._images = image_processor(vision) if vision is not None else None
+        self._images = image_processor(vision, directory) if vision is not None else None
 
     def __call__(self, request: Prompt, policy: InputPolicy = OWN) -> PreparedPrompt:
         """Raises InputError naming what cannot be served: an image, a message, the length."""
@@ -86,9 +86,9 @@ class InputProcessor:
                     f"the prompt has {len(text.text):,} characters; at most {most:,} are taken"
                 )
             processed = self._process(images, policy)
-            ids = self.prompts.encode(text, [image.num_tokens for image in processed])
+            ids = self.prompts.encode(text, [image.token_ids for image in processed])
         self._check(ids)
-        grids = [image.grid_thw for image in processed]
+        grids = [image.grid_thw for image in processed if image.grid_thw]
         positions, following = position_ids(self._model, ids, grids)
         return PreparedPrompt(
             ids, self._spans(ids, processed), positions, int(following) - len(ids)
@@ -117,6 +117,12 @@ class InputProcessor:
     def _process(self, images: Sequence[ImageSource], policy: InputPolicy) -> list[ProcessedImage]:
         if images and self._images is None:
             raise InputError(f"{self._model.architecture} takes text only, not images")
+        vision = self._model.vision
+        if len(images) > 1 and vision is not None and vision.processor.arguments.get("single"):
+            raise InputError(
+                f"{len(images)} images were given; an image of this model depends on the others "
+                "of its prompt, so that a request may show one"
+            )
         if policy.max_images is not None and len(images) > policy.max_images:
             raise InputError(
                 f"{len(images)} images were given; a request may show {policy.max_images}"
@@ -141,15 +147,22 @@ class InputProcessor:
                 )
 
     def _spans(self, ids: list[int], images: Sequence[ProcessedImage]) -> tuple[ImageSpan, ...]:
-        """Where each image's tokens lie; `position_ids` has checked that they are there."""
+        """Where each image's tokens lie."""
         if not images:
             return ()
         places = np.flatnonzero(np.array(ids) == self._model.image_token_id)
         spans, taken = [], 0
         for image in images:
-            count = image.num_tokens
-            spans.append(ImageSpan(int(places[taken]), count, image))
-            taken += count
+            own = places[taken : taken + image.num_tokens]
+            taken += image.num_tokens
+            if len(own) < image.num_tokens:
+                raise InputError(
+                    f"the prompt has {len(places)} image tokens but its images take "
+                    f"{sum(each.num_tokens for each in images)}; expand each image placeholder to "
+                    "its image's tokens"
+                )
+            first, length = int(own[0]), int(own[-1]) + 1 - int(own[0])
+            spans.append(ImageSpan(first, length, image, own if length > len(own) else None))
         return tuple(spans)
 
 

@@ -142,12 +142,10 @@ class ModelRunner:
         offset = 0
         for chunk in chunks:
             for span in chunk.sequence.images:
-                start, end = max(span.start, chunk.start), min(span.end, chunk.end)
-                if start >= end:
-                    continue
-                parts.append(features[span.image.digest][start - span.start : end - span.start])
-                first = offset + start - chunk.start
-                rows.append(np.arange(first, first + end - start))
+                taken, places = span.within(chunk.start, chunk.end)
+                if len(places):
+                    parts.append(features[span.image.digest][taken])
+                    rows.append(places + (offset - chunk.start))
             offset += chunk.count
         if not parts:
             return self._no_features, _NO_ROWS

@@ -168,8 +168,8 @@ class PromptBuilder:
         parts = [{"type": "image", "image": image} for image in images]
         return {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}
 
-    def encode(self, prompt: PromptText, image_tokens: Sequence[int] = ()) -> list[int]:
-        """Token ids of a prompt, each image placeholder repeated once per token of its image.
+    def encode(self, prompt: PromptText, image_tokens: Sequence[Sequence[int]] = ()) -> list[int]:
+        """Token ids of a prompt, each image placeholder replaced by the tokens of its image.
 
         Special tokens (a BOS) are added where transformers adds them: never to a text model's
         rendered chat, and otherwise unless the text begins with the BOS already.

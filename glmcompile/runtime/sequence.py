@@ -20,15 +20,28 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """An image of the prompt: its tokens are token_ids[start:start + num_tokens]."""
+    """An image of the prompt: its tokens are token_ids[start:start + num_tokens].
+
+    places: which tokens of the prompt take its features, int64 in order, where others (of rows, of
+        tiles) stand between them; None where all do.
+    """
 
     start: int
     num_tokens: int
     image: ProcessedImage
+    places: NDArray[np.int64] | None = None
 
     @property
     def end(self) -> int:
         return self.start + self.num_tokens
+
+    def within(self, start: int, end: int) -> tuple[slice, NDArray[np.int64]]:
+        """Which of its features the prompt's tokens start..end take, and the tokens that do."""
+        if self.places is None:
+            first, last = max(self.start, start), max(self.start, start, min(self.end, end))
+            return slice(first - self.start, last - self.start), np.arange(first, last)
+        first, last = np.searchsorted(self.places, (start, end))
+        return slice(int(first), int(last)), self.places[first:last]
 
 
 @dataclass(eq=False)
