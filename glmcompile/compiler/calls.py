@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,8 @@ from numpy.typing import NDArray
 
 from glmcompile.checkpoint import Checkpoint
 from glmcompile.compiler.activations import Activations
-from glmcompile.compiler.samples import ImageInputs, Sample, position_ids_of
-from glmcompile.contract import DECODER, PROCESSED, VISION
+from glmcompile.compiler.samples import ImageInputs, Sample, position_ids_of, units_of
+from glmcompile.contract import DECODER, VISION
 from glmcompile.runtime.feeds import Feeds, Stretch, decoder_feeds, grid_feeds
 
 BLOCK_SIZE = 32
@@ -90,7 +89,7 @@ def compared_calls(
 def _vision_calls(checkpoint: Checkpoint, name: str, images: Sequence[ImageInputs]) -> list[Call]:
     vision = checkpoint.model.vision
     assert vision is not None
-    sizes = [_units(checkpoint, image) for image in images]
+    sizes = [units_of(checkpoint, image) for image in images]
     return [
         Call(
             f"{name}.{number}",
@@ -100,15 +99,6 @@ def _vision_calls(checkpoint: Checkpoint, name: str, images: Sequence[ImageInput
         )
         for number, image in enumerate(images)
     ]
-
-
-def _units(checkpoint: Checkpoint, image: ImageInputs) -> int:
-    """What an image's share of the encoder's rows is proportional to: its patches or tiles."""
-    port = checkpoint.model.encoder.having(PROCESSED)[0]
-    shape = image.inputs[port.name].shape
-    return prod(
-        size for size, named in zip(shape, port.shape, strict=True) if isinstance(named, str)
-    )
 
 
 def _decoder_calls(

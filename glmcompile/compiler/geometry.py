@@ -10,9 +10,8 @@ from torch import nn
 
 from glmcompile.bench.rates import Layer
 from glmcompile.checkpoint import Checkpoint
-from glmcompile.contract import DECODER, VISION, Attention, Contract
+from glmcompile.contract import DECODER, PROCESSED, VISION, Attention, Contract
 from glmcompile.quantize.packing import BLOCK_K, BLOCK_N
-from glmcompile.rules.patches import PatchSettings
 
 PATCH, MERGED, TOKEN, SAMPLED = "patch", "merged patch", "token", "sampled token"
 REST = "rest"  # the unit of what lies outside the layers
@@ -130,10 +129,10 @@ def geometry(checkpoint: Checkpoint) -> Geometry:
     for name, source in checkpoint.tied.items():
         shapes[name] = checkpoint.parameters[source].shape
     matrices, other = [], 0
-    patch = merged = 0
+    patch = 0
     if model.vision is not None:
-        settings = PatchSettings.read(model.vision.processor.arguments)
-        patch, merged = settings.patch_values, settings.merge_size**2
+        shape = model.encoder.having(PROCESSED)[0].shape
+        patch = math.prod(size for size in shape if not isinstance(size, str))
     for name, shape in shapes.items():
         if name == embedding:
             continue
@@ -164,7 +163,7 @@ def geometry(checkpoint: Checkpoint) -> Geometry:
         max((m.in_features for m in own), default=0),
         max(m.in_features for m in matrices if m.rows == TOKEN),
         patch,
-        merged or 1,
+        max(1, round(structure.patches_per_token)),
     )
 
 

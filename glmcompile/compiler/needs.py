@@ -5,18 +5,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
+
+from PIL import Image
 
 from glmcompile.bench.machine import available_memory
 from glmcompile.calibrate.samples import CalibrationSample
 from glmcompile.checkpoint import Checkpoint
 from glmcompile.compiler.geometry import SAMPLED, TOKEN, Geometry
-from glmcompile.compiler.samples import calibration_samples
+from glmcompile.compiler.samples import calibration_samples, patches_of
 from glmcompile.contract import Contract
 from glmcompile.errors import ArtifactError
 from glmcompile.quantize.schemes import Recipe
-from glmcompile.rules.patches import PatchSettings
+from glmcompile.runtime.image_processor import image_processor
 from glmcompile.runtime.kv_cache import KVCacheShape
 
 # Tokens of text beside a screenshot, and in a text model's prompt.
@@ -68,7 +69,7 @@ def load_of(checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[Calibratio
     """What a recipe's calibration samples are for this model."""
     encoded = calibration_samples(checkpoint, checkpoint.path, samples, recipe.max_tokens)
     lengths = [len(each.token_ids) for each in encoded]
-    patches = sum(int(each.grid_thw.prod(axis=1).sum()) for each in encoded)
+    patches = sum(patches_of(checkpoint, image) for each in encoded for image in each.images)
     return Load(len(samples), sum(lengths), patches, max(lengths))
 
 
@@ -112,10 +113,8 @@ def prompt_of(checkpoint: Checkpoint, image: tuple[int, int] | None) -> Prompt:
     vision = checkpoint.model.vision
     if vision is None or image is None:
         return Prompt(PROMPT_TOKENS, 0)
-    settings = PatchSettings.read(vision.processor.arguments)
-    height, width = settings.resize(image[1], image[0])
-    grid = (1, height // settings.patch_size, width // settings.patch_size)
-    return Prompt(PROMPT_TOKENS + settings.image_tokens(grid), prod(grid))
+    made = image_processor(vision, checkpoint.path)(Image.new("RGB", image))
+    return Prompt(PROMPT_TOKENS + made.num_tokens, patches_of(checkpoint, made))
 
 
 def space(shapes: Geometry, model: Contract, precision: str, prompt: Prompt, load: Load) -> Space:

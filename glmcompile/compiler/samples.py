@@ -14,7 +14,8 @@ from PIL import Image
 
 from glmcompile.calibrate.samples import CalibrationSample
 from glmcompile.checkpoint import Checkpoint
-from glmcompile.contract import Contract
+from glmcompile.contract import PROCESSED, Contract
+from glmcompile.discover.images import dynamic_size
 from glmcompile.discover.processors import find_processing
 from glmcompile.errors import CalibrationError, InputError
 from glmcompile.evaluate.samples import bundled_samples
@@ -70,6 +71,17 @@ class Sample:
 def position_ids_of(checkpoint: Checkpoint, sample: Sample) -> NDArray[np.int64]:
     """Position ids of a sample, int64 [position axes, T]."""
     return position_ids(checkpoint.model, sample.token_ids, sample.grid_thw)[0]
+
+
+def units_of(checkpoint: Checkpoint, image: ImageInputs) -> int:
+    """How many patches or tiles an image has: the encoder's rows are proportional to it."""
+    port = checkpoint.model.encoder.having(PROCESSED)[0]
+    return dynamic_size(port, image.inputs[port.name])
+
+
+def patches_of(checkpoint: Checkpoint, image: ImageInputs) -> int:
+    """How many rows the encoder's layers have for an image."""
+    return round(units_of(checkpoint, image) * checkpoint.structure.patches_per_unit)
 
 
 def compared_samples(checkpoint: Checkpoint, directory: Path) -> list[Sample]:

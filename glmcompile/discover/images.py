@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -34,13 +35,15 @@ PROBED, OTHERS = (168, 112), ((112, 224), (60, 60))
 
 @dataclass(frozen=True)
 class Images:
-    """What `find_images` finds. fixed, example: see Structure."""
+    """What `find_images` finds. patches: rows of the encoder's layers. Others: see Structure."""
 
     contract: VisionContract
     component: Component
     form: FeatureForm
     fixed: Mapping[str, Any]
     example: Mapping[str, torch.Tensor]
+    patches_per_unit: float
+    patches_per_token: float
     trail: Trail
     uniform: bool
 
@@ -97,6 +100,7 @@ def find_images(checkpoint: Checkpoint, model: Any) -> Images:
         for name, value in values.items()
     ]
     width = int(features.shape[-1])
+    rows = max((call.queries for call in state.calls), default=len(features))
     return Images(
         VisionContract(
             token_id,
@@ -112,9 +116,16 @@ def find_images(checkpoint: Checkpoint, model: Any) -> Images:
         form,
         fixed,
         tensors | {name: torch.from_numpy(value) for name, value in values.items()},
+        rows / dynamic_size(ports[0], processed[ports[0].name]),
+        rows / len(features),
         trail,
         trail.is_uniform(model, state.calls),
     )
+
+
+def dynamic_size(port: Port, value: NDArray[Any]) -> int:
+    """The product of an array's dimensions that depend on the image: its patches or tiles."""
+    return prod(size for size, own in zip(value.shape, port.shape, strict=True) if type(own) is str)
 
 
 def _is_whole(name: str, images: Sequence[Mapping[str, NDArray[Any]]]) -> bool:

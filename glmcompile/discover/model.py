@@ -83,6 +83,8 @@ def discover(checkpoint: Checkpoint) -> tuple[Contract, Structure]:
         form=images.form if images is not None else None,
         fixed=images.fixed if images is not None else {},
         example=images.example if images is not None else {},
+        patches_per_unit=images.patches_per_unit if images is not None else 1.0,
+        patches_per_token=images.patches_per_token if images is not None else 1.0,
     )
     width = hidden * (1 + images.form.deepstack) if images is not None else 0
     probed = Component(_step_inputs((), axes, width), ())

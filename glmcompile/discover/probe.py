@@ -17,12 +17,18 @@ _HIDDEN = "hidden_states"
 
 @dataclass
 class Trail:
-    """What ran. called: module paths; layers: paths of elements of the model's outermost lists of
-    modules, in order; arguments: of each layer, by which tensors it was called beside its input."""
+    """What ran.
+
+    called: module paths. layers: paths of elements of the model's outermost lists of modules, in
+    order. arguments: of each layer, by which tensors it was called beside its input.
+    takes_inner: whether somebody asked for what inner layers gave, or changes it in between.
+    """
 
     called: set[str] = field(default_factory=set)
     layers: list[str] = field(default_factory=list)
     arguments: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    takes_inner: bool = False
+    _given: Any = None
     _kept: list[Any] = field(default_factory=list)
 
     @contextmanager
@@ -34,7 +40,9 @@ class Trail:
             if path in layers:
                 hook = self._layer(path)
                 hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            hooks.append(module.register_forward_pre_hook(self._module(path)))
+                hooks.append(module.register_forward_hook(self._after))
+            hook = self._module(path)
+            hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         try:
             yield
         finally:
@@ -42,8 +50,10 @@ class Trail:
                 each.remove()
 
     def _module(self, path: str) -> Any:
-        def record(*ignored: Any) -> None:
+        def record(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
             self.called.add(path)
+            wanted = named.get("output_hidden_states")
+            self.takes_inner |= wanted is not None and wanted is not False
 
         return record
 
@@ -51,6 +61,9 @@ class Trail:
         def record(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
             if path not in self.arguments:
                 self.layers.append(path)
+            hidden = positional[0] if positional else named.get(_HIDDEN)
+            if self._given is not None and hidden is not self._given:
+                self.takes_inner = True
             given = [*enumerate(positional[1:]), *named.items()]
             self._kept += [value for _, value in given]  # an id is one's own while one lives
             self.arguments[path] = tuple(
@@ -59,8 +72,15 @@ class Trail:
 
         return record
 
+    def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._given = output[0] if isinstance(output, tuple) else output
+        self._kept.append(self._given)
+
     def is_uniform(self, model: nn.Module, calls: list[AttentionCall]) -> bool:
-        """Whether all layers are called with the same tensors, and attend in the same way."""
+        """Whether all layers are called with the same tensors and attend in the same way, and only
+        the last one's result is used."""
+        if self.takes_inner:
+            return False
         attended: dict[str, list[Any]] = {path: [] for path in self.layers}
         paths = {id(module): path for path, module in model.named_modules()}
         for call in calls:

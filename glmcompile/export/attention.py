@@ -53,7 +53,8 @@ class Mask:
 class AttentionCall:
     """One call of an attention function by `module`.
 
-    segments: tells tensors of boundaries apart, where these are given.
+    segments: tells tensors of boundaries apart, where these are given. queries: how many, of all
+    members of the batch.
     """
 
     module: nn.Module
@@ -61,6 +62,7 @@ class AttentionCall:
     mask: Mask | None
     cross: bool
     segments: int = 0
+    queries: int = 0
 
 
 @dataclass
@@ -166,7 +168,7 @@ def varlen_attention(
     batch, heads, tokens, head_size = query.shape
     shape = Attention(heads, key.shape[1], head_size, value.shape[-1])
     cross = _different(key.shape[2], tokens)
-    state.calls.append(AttentionCall(module, shape, None, cross, id(cu_seq_lens_q)))
+    state.calls.append(AttentionCall(module, shape, None, cross, id(cu_seq_lens_q), batch * tokens))
     if attention_mask is not None or cross or value.shape[-1] != head_size or head_size % 8:
         output = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attention_mask, scale=scaling, enable_gqa=key.shape[1] != heads

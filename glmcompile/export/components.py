@@ -12,6 +12,7 @@ from unittest import mock
 import torch
 from torch import nn
 from torch.export import Dim
+from torch.overrides import TorchFunctionMode
 
 from glmcompile.contract import (
     BLOCK_TABLE,
@@ -112,6 +113,8 @@ class Structure:
     types: arguments of the model's forward that tell image tokens from text.
     fixed: arguments of `get_image_features` that are no inputs of the graph, for one image.
     example: that image's arrays, by the names of the vision encoder's ports.
+    patches_per_unit: rows of the encoder's layers for each patch or tile that the processor gives;
+    patches_per_token: for each image token.
     """
 
     layers: Mapping[str, list[str]]
@@ -124,6 +127,8 @@ class Structure:
     form: FeatureForm | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     example: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    patches_per_unit: float = 1.0
+    patches_per_token: float = 1.0
 
 
 def example_inputs(
@@ -246,7 +251,7 @@ class Decoder(TracedComponent):
                 hidden = self.model.get_submodule(self.structure.table).weight.shape[1]
                 output = self.structure.form.split(features, hidden)
                 arguments["mm_encoder_outputs"] = {"image": output}
-                stack.enter_context(_indexed_scatter(feature_rows))
+                stack.enter_context(_IndexedTokens(feature_rows))
             stack.enter_context(selected_rows(self.model, self.structure.head, rows))
             logits = self.model(**arguments).logits
         return logits.squeeze(0) if logits.ndim == 3 else logits
@@ -275,25 +280,52 @@ def selected_rows(model: nn.Module, head: str, rows: torch.Tensor) -> Iterator[N
         hook.remove()
 
 
-@contextmanager
-def _indexed_scatter(rows: torch.Tensor) -> Iterator[None]:
-    """Put image features at `rows` where the model puts them under a mask of image tokens.
+class _IndexedTokens(TorchFunctionMode):
+    """Puts image features at `rows` where the model puts them under a mask of image tokens, and
+    takes or changes hidden states there where it does so under such a mask.
 
     The mask would be searched for at run time, and a boolean index traced as a loop.
     """
 
-    def scatter(embeds: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        data = embeds.squeeze(0)
-        scattered = torch.onnx.ops.symbolic(
-            "ScatterND",
-            (data, rows.unsqueeze(-1), source.reshape(-1, source.shape[-1])),
-            dtype=embeds.dtype,
-            shape=data.shape,
-        )
-        return scattered.unsqueeze(0)
+    def __init__(self, rows: torch.Tensor) -> None:
+        super().__init__()
+        self._rows = rows
 
-    with mock.patch.object(torch.Tensor, "masked_scatter", scatter):
-        yield
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), named: Any = None
+    ) -> Any:
+        if function is torch.Tensor.masked_scatter:
+            data, _, source = arguments
+            return self._scattered(data, source)
+        if function is torch.Tensor.__getitem__ and _is_token_mask(*arguments):
+            return arguments[0].squeeze(0).index_select(0, self._rows)
+        if function is torch.Tensor.__setitem__ and _is_token_mask(*arguments[:2]):
+            data, _, source = arguments
+            return data.copy_(self._scattered(data, source))
+        return function(*arguments, **(named or {}))
+
+    def _scattered(self, data: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        """data [1, tokens, channels] with source [image tokens, channels] at `rows`."""
+        tokens = data.squeeze(0)
+        made = torch.onnx.ops.symbolic(
+            "ScatterND",
+            (tokens, self._rows.unsqueeze(-1), source.reshape(-1, source.shape[-1])),
+            dtype=data.dtype,
+            shape=tokens.shape,
+        )
+        return made.unsqueeze(0)
+
+
+def _is_token_mask(data: torch.Tensor, index: Any) -> bool:
+    """Whether an index picks tokens of data [1, tokens, channels] by a boolean mask."""
+    if isinstance(index, tuple) and index[1:] in ((), (slice(None),)):
+        index = index[0]
+    return (
+        isinstance(index, torch.Tensor)
+        and index.dtype == torch.bool
+        and index.ndim == 2
+        and data.ndim == 3
+    )
 
 
 @contextmanager

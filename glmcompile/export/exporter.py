@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import traceback
 import warnings
+from pathlib import Path
 
 import onnx_ir as ir
 import torch
@@ -122,7 +124,8 @@ def _trace(
             )
     except Exception as error:  # the exporter raises whatever the traced code raises
         raise ExportError(
-            f"{component}: torch.onnx could not export {checkpoint.model_class.__name__}: {error}"
+            f"{component}: torch.onnx could not export {checkpoint.model_class.__name__}: "
+            f"{_cause(error)}"
         ) from error
     finally:
         exporter_log.setLevel(level)
@@ -133,3 +136,13 @@ def _trace(
             value.const_value = None
         value.name = name.removeprefix("model.")
     return model, layers
+
+
+def _cause(error: BaseException) -> str:
+    """What the exporter's error is about, and where in transformers' code it arose."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [each for each in frames if "transformers" in each.filename] or frames
+    where = f" at {Path(places[-1].filename).name}:{places[-1].lineno}" if places else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"

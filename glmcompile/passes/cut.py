@@ -127,18 +127,34 @@ def _sink(
         users = [use.node for output in outputs for use in output.uses()]
         if users and all(stages[user] > stage or user in own for user in users):
             own.append(node)
+    given = _given(graph, is_parameter)
     for stage, nodes in movable.items():
-        _move(stage, nodes[::-1], stages)
+        _move(stage, nodes[::-1], stages, given)
 
 
-def _move(stage: int, nodes: list[ir.Node], stages: dict[ir.Node, int]) -> None:
+def _given(graph: ir.Graph, is_parameter: Callable[[ir.Value | None], bool]) -> frozenset[ir.Value]:
+    """Values that are computed from the component's inputs without any parameter."""
+    found = set(graph.inputs)
+    for node in graph:
+        if all(
+            value is None or value in found or (value.is_initializer() and not is_parameter(value))
+            for value in node.inputs
+        ):
+            found.update(node.outputs)
+    return frozenset(found)
+
+
+def _move(
+    stage: int, nodes: list[ir.Node], stages: dict[ir.Node, int], given: frozenset[ir.Value]
+) -> None:
     """Moves those of `nodes` behind the first place where the fewest values cross.
 
-    nodes: of one stage, in their order; they serve later stages alone.
+    nodes: of one stage, in their order; they serve later stages alone. given: see `_given`; these
+    cost nothing.
     """
     best, fewest = 0, None
     for start in range(len(nodes) + 1):
-        crossing = len(_taken(stage, nodes[start:], stages))
+        crossing = len(_taken(stage, nodes[start:], stages) - given)
         if fewest is None or crossing < fewest:
             best, fewest = start, crossing
     for node in reversed(nodes[best:]):
