@@ -162,12 +162,12 @@ def attend(
 
 
 def varlen_reference(feed: Mapping[str, Array], heads: int, kv_heads: int, scale: float) -> Array:
-    """[tokens, heads * head_size], float64."""
-    query, key, value = (feed[n].astype(np.float64) for n in ("query", "key", "value"))
-    size = query.shape[1] // heads
-    query = query.reshape(-1, heads, size)
-    key, value = (x.reshape(-1, kv_heads, size) for x in (key, value))
-    output = np.zeros(query.shape)
+    """[tokens, heads * v_head_size], float64."""
+    query, key, value = (
+        feed[name].astype(np.float64).reshape(len(feed[name]), n, feed[name].shape[1] // n)
+        for name, n in (("query", heads), ("key", kv_heads), ("value", kv_heads))
+    )
+    output = np.zeros((len(query), heads, value.shape[-1]))
     for begin, end in zip(feed["cu_seqlens"], feed["cu_seqlens"][1:], strict=False):
         part = slice(begin, end)
         seen = np.ones((end - begin, end - begin), bool)
@@ -176,7 +176,7 @@ def varlen_reference(feed: Mapping[str, Array], heads: int, kv_heads: int, scale
             output[part, head] = attend(
                 query[part, head], key[part, kv], value[part, kv], seen, scale, 0.0, None
             )
-    return output.reshape(-1, heads * size)
+    return output.reshape(len(query), heads * output.shape[-1])
 
 
 def transform_heads(
@@ -206,14 +206,18 @@ def transform_heads(
 def split_query(feed: Mapping[str, Array], a: Mapping[str, Any]) -> tuple[Array, Array, Array]:
     """query, key, value as [tokens, heads, head_size], from packed or separate inputs."""
     heads, kv_heads = a["num_heads"], a["kv_num_heads"]
-    tokens, size = len(feed["query"]), feed["key_cache"].shape[-1]
+    size, v_size = feed["key_cache"].shape[-1], feed["value_cache"].shape[-1]
     if "key" in feed:
-        parts = [feed["query"], feed["key"], feed["value"]]
+        query, key, value = feed["query"], feed["key"], feed["value"]
     else:
-        parts = np.split(feed["query"], np.cumsum([heads * size, kv_heads * size]), axis=1)
-    counts = (heads, kv_heads, kv_heads)
-    query, key, value = (p.reshape(tokens, n, size) for p, n in zip(parts, counts, strict=True))
-    return query, key, value
+        ends = np.cumsum([heads * size, kv_heads * size])
+        query, key, value = np.split(feed["query"], ends, axis=1)
+    tokens = len(query)
+    return (
+        query.reshape(tokens, heads, size),
+        key.reshape(tokens, kv_heads, size),
+        value.reshape(tokens, kv_heads, v_size),
+    )
 
 
 def positions_and_slots(feed: Mapping[str, Array]) -> tuple[Array, Array]:
@@ -249,7 +253,7 @@ def expected_caches(feed: Mapping[str, Array], a: Mapping[str, Any]) -> tuple[Ar
 def paged_reference(
     feed: Mapping[str, Array], a: Mapping[str, Any], key_cache: Array, value_cache: Array
 ) -> Array:
-    """[tokens, heads * head_size] float64, attending the caches as they are after the update."""
+    """[tokens, heads * v_head_size] float64, attending the caches as they are after the update."""
     heads, kv_heads, size = a["num_heads"], a["kv_num_heads"], key_cache.shape[-1]
     block_size = key_cache.shape[1]
     query, _, _ = split_query(feed, a)
@@ -259,7 +263,7 @@ def paged_reference(
         cache.astype(np.float64) * (feed[s].reshape(-1, feed[s].shape[-1]) if s in feed else 1)
         for cache, s in ((key_cache, "k_scale"), (value_cache, "v_scale"))
     )
-    output = np.zeros(query.shape)
+    output = np.zeros((*query.shape[:2], value_cache.shape[-1]))
     ends = feed["cumulative_sequence_length"]
     for i, past in enumerate(feed["past_seqlens"]):
         tokens = slice(ends[i], ends[i + 1])
@@ -281,7 +285,7 @@ def paged_reference(
                 query[tokens, head], key[:, kv], value[:, kv], visible, scale,
                 a.get("softcap", 0.0), sink,
             )  # fmt: skip
-    return output.reshape(-1, heads * size)
+    return output.reshape(len(query), heads * output.shape[-1])
 
 
 def assert_close(actual: Array, expected: Array, values: Array, tolerance: float) -> None:

@@ -95,6 +95,11 @@ def test_products_of_an_int8_cache_err_little_next_to_the_cache(isa: str) -> Non
         Shape(60, 1, 24, 16),
         Shape(8, 4, 256, 128),
         Shape(3, 3, 72, 5),
+        Shape(4, 2, 192, 16, 128),
+        Shape(6, 2, 40, 7, 24),
+        Shape(5, 1, 24, 16, 88),
+        Shape(2, 2, 8, 3, 72),
+        Shape(4, 1, 16, 16, 56),
     ],
     ids=str,
 )
@@ -129,14 +134,14 @@ def test_attributes(isa: str, int8: bool, extra: dict[str, Any]) -> None:
     check(feed, attributes, isa)
 
 
+@pytest.mark.parametrize("shape", [Shape(), Shape(6, 2, 64, 16, 40)], ids=str)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("rotary", [{}, {"rotary_interleaved": 1}, {"rotary_offset": 16}, None])
 @pytest.mark.parametrize("int8", [False, True])
 def test_norm_and_rotary(
-    packed: bool, norm: bool, rotary: dict[str, int] | None, int8: bool
+    shape: Shape, packed: bool, norm: bool, rotary: dict[str, int] | None, int8: bool
 ) -> None:
-    shape = Shape()
     feed = random_batch(shape, [0, 30], [20, 2], packed=packed)
     attributes = shape.attributes
     rng = np.random.default_rng(5)

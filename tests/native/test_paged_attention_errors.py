@@ -102,7 +102,23 @@ CHANGES: dict[str, tuple[Change, str]] = {
     ),
     "value cache blocks": (
         lambda f: f.update(value_cache=f["value_cache"][:-1].copy()),
-        "value_cache: expected the shape of key_cache",
+        "value_cache: expected the blocks of key_cache",
+    ),
+    "values of another size than their cache": (
+        lambda f: f.update(value_cache=f["value_cache"][..., :8].copy()),
+        r"value: expected \[13, 16\]",
+    ),
+    "key head size": (
+        lambda f: f.update(key_cache=f["key_cache"][..., :12].copy()),
+        "key_cache: head_size 12 is not a multiple of 8",
+    ),
+    "value head size": (
+        lambda f: f.update(value_cache=f["value_cache"][..., :12].copy()),
+        "value_cache: head_size 12 is not a multiple of 8",
+    ),
+    "packed width": (
+        lambda f: [f.pop("key"), f.pop("value")],
+        r"query: expected \[13, 128\] \(packed QKV\)",
     ),
     "sink size": (lambda f: f.update(head_sink=np.zeros(3, np.float32)), "head_sink: expected"),
     "norm alone": (

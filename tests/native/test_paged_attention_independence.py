@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,23 +16,23 @@ PER_TOKEN = ("query", "key", "value")
 
 
 def prepare(
-    int8: bool, past: list[int], new: list[int], extra: dict[str, Any] | None = None
+    int8: bool,
+    past: list[int],
+    new: list[int],
+    extra: dict[str, Any] | None = None,
+    shape: Shape | None = None,
 ) -> tuple[dict[str, Array], dict[str, Any]]:
-    shape = Shape()
+    shape = shape or Shape()
     feed, attributes = random_batch(shape, past, new), shape.attributes | (extra or {})
     if int8:
         return quantized(feed, True), attributes | quantized_attributes(True)
     return feed, attributes
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("extra", [{}, {"local_window_size": 50}, {"softcap": 3.0}], ids=str)
-@pytest.mark.parametrize("chunks", [[1] * 5 + [295], [128, 172], [100, 1, 1, 198]], ids=str)
-def test_chunked_prefill_equals_prefill_at_once(
-    isa: str, int8: bool, extra: dict[str, Any], chunks: list[int]
+def assert_chunks_equal_the_whole(
+    feed: dict[str, Array], attributes: dict[str, Any], isa: str, chunks: Sequence[int]
 ) -> None:
-    feed, attributes = prepare(int8, [0], [300], extra)
+    """Prefills the one sequence of `feed` at once, then in chunks."""
     whole, key_cache, value_cache = run_paged(feed, attributes, isa)
     keys, values = feed["key_cache"], feed["value_cache"]
     done = 0
@@ -48,6 +49,27 @@ def test_chunked_prefill_equals_prefill_at_once(
         done += size
     np.testing.assert_array_equal(keys, key_cache)
     np.testing.assert_array_equal(values, value_cache)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("extra", [{}, {"local_window_size": 50}, {"softcap": 3.0}], ids=str)
+@pytest.mark.parametrize("chunks", [[1] * 5 + [295], [128, 172], [100, 1, 1, 198]], ids=str)
+def test_chunked_prefill_equals_prefill_at_once(
+    isa: str, int8: bool, extra: dict[str, Any], chunks: list[int]
+) -> None:
+    feed, attributes = prepare(int8, [0], [300], extra)
+    assert_chunks_equal_the_whole(feed, attributes, isa, chunks)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(
+    "shape", [Shape(2, 1, 72, 16, 40), Shape(2, 1, 24, 16, 56), Shape(1, 1, 8, 16, 64)], ids=str
+)
+def test_chunks_of_values_with_another_head_size(isa: str, int8: bool, shape: Shape) -> None:
+    feed, attributes = prepare(int8, [0], [200], shape=shape)
+    assert_chunks_equal_the_whole(feed, attributes, isa, [1, 1, 130, 1, 2, 65])
 
 
 @pytest.mark.parametrize("isa", ISAS)

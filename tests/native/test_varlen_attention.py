@@ -22,13 +22,17 @@ ERRORS = (Fail, InvalidArgument, RuntimeException)
 
 
 def batch(
-    lengths: Sequence[int], heads: int, kv_heads: int, size: int, seed: int = 0
+    lengths: Sequence[int],
+    heads: int,
+    kv_heads: int,
+    size: int,
+    seed: int = 0,
+    v_size: int | None = None,
 ) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
-    widths = {"query": heads, "key": kv_heads, "value": kv_heads}
-    tokens = sum(lengths)
+    widths = {"query": heads * size, "key": kv_heads * size, "value": kv_heads * (v_size or size)}
     feed: dict[str, Array] = {
-        name: rng.standard_normal((tokens, n * size)).astype(np.float32)
+        name: rng.standard_normal((sum(lengths), n)).astype(np.float32)
         for name, n in widths.items()
     }
     feed["cu_seqlens"] = np.cumsum([0, *lengths], dtype=np.int32)
@@ -52,6 +56,17 @@ def test_head_sizes_and_shared_key_heads(isa: str, size: int) -> None:
     output = run_varlen(feed, attributes, isa)
     expected = varlen_reference(feed, 4, 2, float(np.float32(0.2)))
     assert_close(output, expected, feed["value"], FLOAT32_TOLERANCE)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("size", "v_size"), [(192, 128), (8, 72), (40, 24), (24, 88)])
+def test_values_may_have_another_head_size(isa: str, size: int, v_size: int) -> None:
+    feed = batch([3, 140], 4, 2, size, v_size=v_size)
+    output = run_varlen(feed, {"num_heads": 4, "kv_num_heads": 2}, isa)
+    expected = varlen_reference(feed, 4, 2, size**-0.5)
+    assert_close(output, expected, feed["value"], FLOAT32_TOLERANCE)
+    int8 = run_varlen(feed, {"num_heads": 4, "kv_num_heads": 2, "compute_type": "int8"}, isa)
+    assert_close(int8, expected, feed["value"], INT8_TOLERANCE)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -98,7 +113,9 @@ def test_a_segment_is_independent_of_the_batch_and_of_threads(compute_type: str)
         ("cu_seqlens", np.array([1, 10], np.int32), "cu_seqlens: must start with 0"),
         ("cu_seqlens", np.array([], np.int32), "cu_seqlens: expected"),
         ("key", np.zeros((9, 32), np.float32), r"key: expected \[10, 32\], got \[9, 32\]"),
-        ("value", np.zeros((10, 16), np.float32), r"value: expected \[10, 32\]"),
+        ("value", np.zeros((9, 32), np.float32), r"value: expected \[10, 2 \* v_head_size\]"),
+        ("value", np.zeros((10, 17), np.float32), r"value: expected \[10, 2 \* v_head_size\]"),
+        ("value", np.zeros((10, 24), np.float32), "v_head_size 12 is not a multiple of 8"),
         ("query", np.zeros((10, 31), np.float32), "query: expected"),
         ("query", np.zeros((10, 24), np.float32), "head_size 12 is not a multiple of 8"),
     ],

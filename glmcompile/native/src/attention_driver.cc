@@ -62,10 +62,13 @@ class Arena {
 // Keys and values of one tile, and which of them are there.
 struct Tile {
   Tile() = default;
-  Tile(Arena* arena, size_t packed_bytes)
-      : packed{arena->take<char>(packed_bytes), arena->take<char>(packed_bytes),
-               arena->take<int32_t>(kKeyTile)},
+  Tile(Arena* arena, HeadSizes head, int packed_size)
+      : packed{arena->take<char>(bytes(head.key, packed_size)),
+               arena->take<char>(bytes(head.value, packed_size)), arena->take<int32_t>(kKeyTile)},
         bias(arena->take<float>(kKeyTile)) {}
+  static size_t bytes(int head_size, int packed_size) {
+    return static_cast<size_t>(kKeyTile) * padded_head(head_size) * packed_size;
+  }
   PackedTile packed;
   float* bias;            // [kKeyTile] -inf hides a key of an unmapped page
   bool unmapped = false;  // whether there is one; bias is set only then
@@ -81,14 +84,15 @@ struct SharedTile {
 
 // The buffers one thread needs for a task of `rows` rows.
 struct Workspace {
-  Workspace(Arena arena, int rows, int head_size, size_t packed_bytes) {
-    const size_t head = padded_head(head_size);
-    queries = {arena.take<float>(rows * head), arena.take<float>(rows)};
-    tile = Tile(&arena, packed_bytes);
+  Workspace(Arena arena, int rows, HeadSizes head, int packed_size) {
+    const size_t key_width = padded_head(head.key), value_width = padded_head(head.value);
+    queries = {arena.take<float>(rows * key_width), arena.take<float>(rows)};
+    tile = Tile(&arena, head, packed_size);
     scores = arena.take<float>(kRowBlock * kKeyTile);
     part = {arena.take<float>(kRowBlock), arena.take<float>(kRowBlock),
-            arena.take<float>(kRowBlock * head)};
-    state = {arena.take<float>(rows), arena.take<float>(rows), arena.take<float>(rows * head)};
+            arena.take<float>(kRowBlock * value_width)};
+    state = {arena.take<float>(rows), arena.take<float>(rows),
+             arena.take<float>(rows * value_width)};
     bytes = arena.used();
   }
   PackedQueries queries;
@@ -106,9 +110,9 @@ class Run {
         kernels_(kernels),
         p_(problem),
         group_(problem.num_heads / problem.kv_num_heads),
-        head_(padded_head(problem.head_size)),
-        element_size_(problem.element == Element::kFloat ? 4 : 1),
-        packed_bytes_(static_cast<size_t>(kKeyTile) * head_ * kernels.packed_size) {}
+        key_width_(padded_head(problem.head.key)),
+        value_width_(padded_head(problem.head.value)),
+        element_size_(problem.element == Element::kFloat ? 4 : 1) {}
 
   void execute() {
     make_tasks();
@@ -190,8 +194,8 @@ class Run {
             task.shared = shared + task.kv_head * tiles + task.first_tile - first_tile;
           tasks_.push_back(task);
         }
-        work_ += 2.0 * p_.head_size * (end - begin) * (task.count * group_ + 4.0) *
-                 p_.kv_num_heads;
+        work_ += static_cast<double>(p_.head.key + p_.head.value) * (end - begin) *
+                 (task.count * group_ + 4.0) * p_.kv_num_heads;
       }
     }
     // Longest first, so that no thread is left alone with a long task at the end.
@@ -205,7 +209,7 @@ class Run {
 
   size_t shared_bytes(size_t tiles) const {
     Arena one(nullptr);
-    Tile(&one, packed_bytes_);
+    Tile(&one, p_.head, kernels_.packed_size);
     return tiles * one.used();
   }
 
@@ -222,7 +226,8 @@ class Run {
   void allocate_shared() {
     static thread_local ScratchBuffer buffer;
     Arena arena(buffer.reserve(shared_bytes(shared_.size())));
-    for (SharedTile& shared : shared_) shared.tile = Tile(&arena, packed_bytes_);
+    for (SharedTile& shared : shared_)
+      shared.tile = Tile(&arena, p_.head, kernels_.packed_size);
   }
 
   // Cuts tasks into runs of tiles whose results are kept apart and folded afterwards: where there
@@ -255,7 +260,7 @@ class Run {
   }
 
   size_t partial_size(int count) const {
-    return static_cast<size_t>(count) * group_ * (head_ + 2);
+    return static_cast<size_t>(count) * group_ * (value_width_ + 2);
   }
 
   SoftmaxState partial(const Task& task, int64_t tile) const {
@@ -277,8 +282,8 @@ class Run {
   Workspace workspace(const Task& task, int heads = 1) const {
     static thread_local ScratchBuffer buffer;
     const int rows = task.count * group_ * heads;
-    const size_t bytes = Workspace(Arena(nullptr), rows, p_.head_size, packed_bytes_).bytes;
-    return Workspace(Arena(buffer.reserve(bytes)), rows, p_.head_size, packed_bytes_);
+    const size_t bytes = Workspace(Arena(nullptr), rows, p_.head, kernels_.packed_size).bytes;
+    return Workspace(Arena(buffer.reserve(bytes)), rows, p_.head, kernels_.packed_size);
   }
 
   void run_task(const Task& task) const {
@@ -295,7 +300,7 @@ class Run {
     const int rows = unit.tasks->count * group_;
     auto of_head = [&](int head) {
       Workspace part = space;
-      part.queries.rows = static_cast<float*>(space.queries.rows) + head * rows * head_;
+      part.queries.rows = static_cast<float*>(space.queries.rows) + head * rows * key_width_;
       part.queries.scale += head * rows;
       return part;
     };
@@ -311,17 +316,17 @@ class Run {
     Workspace space = workspace(task);
     clear(task, space.state);
     for (int64_t tile = task.first_tile; tile < task.last_tile; ++tile)
-      kernels_.fold(task.count * group_, head_, partial(task, tile), space.state);
+      kernels_.fold(task.count * group_, value_width_, partial(task, tile), space.state);
     finish(task, space.state);
   }
 
   // Multipliers of the stored elements of the task's head, one per channel.
   void channel_scales(const Task& task, const float* of_segment, const float* of_problem,
-                      bool per_channel, float* scale) const {
+                      bool per_channel, int head_size, float* scale) const {
     const float* stored = of_segment != nullptr ? of_segment : of_problem;
     const bool by_channel = of_segment != nullptr || per_channel;
-    if (stored != nullptr && by_channel) stored += task.kv_head * p_.head_size;
-    for (int d = 0; d < p_.head_size; ++d)
+    if (stored != nullptr && by_channel) stored += task.kv_head * head_size;
+    for (int d = 0; d < head_size; ++d)
       scale[d] = stored == nullptr ? 1.0f : stored[by_channel ? d : 0];
   }
 
@@ -329,27 +334,31 @@ class Run {
     const int rows = task.count * group_;
     std::fill_n(state.max, rows, kMinusInfinity);
     std::fill_n(state.sum, rows, 0.0f);
-    std::fill_n(state.output, static_cast<size_t>(rows) * head_, 0.0f);
+    std::fill_n(state.output, static_cast<size_t>(rows) * value_width_, 0.0f);
   }
 
   // Row r of a task is query r / group of head kv_head * group + r % group.
   void pack_queries(const Task& task, const Workspace& space) const {
     const float* rows[kRowBlock];
     float scale[kMaxHeadSize];
-    channel_scales(task, task.segment->key_scale, p_.key_scale, p_.key_scale_per_channel, scale);
-    for (int d = 0; d < p_.head_size; ++d) scale[d] *= p_.scale * kLog2E;
+    channel_scales(task, task.segment->key_scale, p_.key_scale, p_.key_scale_per_channel,
+                   p_.head.key, scale);
+    for (int d = 0; d < p_.head.key; ++d) scale[d] *= p_.scale * kLog2E;
     const int count = task.count * group_;
     for (int first = 0; first < count; first += kRowBlock) {
       const int block = std::min(kRowBlock, count - first);
       for (int i = 0; i < block; ++i) {
         const int r = first + i, head = task.kv_head * group_ + r % group_;
         const int64_t token = task.segment->first_query + task.first + r / group_;
-        rows[i] = p_.query + token * p_.query_stride + static_cast<int64_t>(head) * p_.head_size;
+        rows[i] = p_.query + token * p_.query_stride + static_cast<int64_t>(head) * p_.head.key;
       }
-      const PackedQueries packed{static_cast<float*>(space.queries.rows) + first * head_,
-                                 space.queries.scale + first};
-      kernels_.pack_queries(rows, block, p_.head_size, scale, packed);
+      kernels_.pack_queries(rows, block, p_.head.key, scale, queries_from(space, first));
     }
+  }
+
+  PackedQueries queries_from(const Workspace& space, int row) const {
+    return {static_cast<float*>(space.queries.rows) + static_cast<size_t>(row) * key_width_,
+            space.queries.scale + row};
   }
 
   // Attends the walk's tile from every row of its task, into whose state it is folded.
@@ -360,10 +369,11 @@ class Run {
     const int count = keys_of(segment, task.first + task.count - 1, walk.tile());
     const int rows = task.count * group_;
     const bool shared = task.shared >= 0;
-    const bool packed = shared || rows > kFewRows || p_.head_size > kernels_.unpacked_head_size;
+    const bool packed = shared || rows > kFewRows ||
+                        std::max(p_.head.key, p_.head.value) > kernels_.unpacked_head_size;
     Tile keys = shared ? shared_[task.shared + walk.tile() - task.first_tile].tile : space.tile;
     if (!shared) hide_unmapped(walk.rows(), &keys);
-    if (!shared && packed) kernels_.pack_tile(walk.rows(), walk.ahead(), p_.head_size, keys.packed);
+    if (!shared && packed) kernels_.pack_tile(walk.rows(), walk.ahead(), p_.head, keys.packed);
     for (int first = 0; first < rows; first += kRowBlock) {
       const int block = std::min(kRowBlock, rows - first);
       int begin[kRowBlock], end[kRowBlock];
@@ -375,11 +385,9 @@ class Run {
         any |= begin[i] < end[i];
       }
       if (!any) continue;
-      const PackedQueries queries{static_cast<float*>(space.queries.rows) + first * head_,
-                                  space.queries.scale + first};
-      const AttendTile call{queries,
+      const AttendTile call{queries_from(space, first),
                             block,
-                            p_.head_size,
+                            p_.head,
                             keys.packed,
                             begin,
                             end,
@@ -388,7 +396,7 @@ class Run {
                             space.scores,
                             space.part,
                             {state.max + first, state.sum + first,
-                             state.output + static_cast<size_t>(first) * head_}};
+                             state.output + static_cast<size_t>(first) * value_width_}};
       if (packed)
         kernels_.attend(call);
       else
@@ -406,13 +414,15 @@ class Run {
   // that a masked key never brings in NaN from old memory.
   void find_rows(const Segment& segment, int kv_head, int64_t base, int count,
                  TileRows* rows) const {
-    const int64_t stride = p_.token_stride * element_size_;
-    const int64_t head = static_cast<int64_t>(kv_head) * p_.head_size * element_size_;
-    const char* keys = static_cast<const char*>(p_.keys) + head;
-    const char* values = static_cast<const char*>(p_.values) + head;
+    const int64_t key_bytes = p_.head.key * element_size_;
+    const int64_t value_bytes = p_.head.value * element_size_;
+    const int64_t key_stride = p_.kv_num_heads * key_bytes;
+    const int64_t value_stride = p_.kv_num_heads * value_bytes;
+    const char* keys = static_cast<const char*>(p_.keys) + kv_head * key_bytes;
+    const char* values = static_cast<const char*>(p_.values) + kv_head * value_bytes;
     auto place = [&](int i, int end, int64_t row) {
-      for (const char *k = keys + row * stride, *v = values + row * stride; i < end;
-           ++i, k += stride, v += stride) {
+      for (const char *k = keys + row * key_stride, *v = values + row * value_stride; i < end;
+           ++i, k += key_stride, v += value_stride) {
         rows->keys[i] = k;
         rows->values[i] = v;
       }
@@ -454,19 +464,19 @@ class Run {
     TileRows rows;
     find_rows(segment, shared->kv_head, shared->index * kKeyTile, count, &rows);
     hide_unmapped(rows, &shared->tile);
-    kernels_.pack_tile(rows, TileRows(), p_.head_size, shared->tile.packed);
+    kernels_.pack_tile(rows, TileRows(), p_.head, shared->tile.packed);
   }
 
   void finish(const Task& task, SoftmaxState state) const {
     const int rows = task.count * group_;
     float scale[kMaxHeadSize];
     channel_scales(task, task.segment->value_scale, p_.value_scale, p_.value_scale_per_channel,
-                   scale);
+                   p_.head.value, scale);
     for (int r = 0; r < rows; ++r) {
       const int head = task.kv_head * group_ + r % group_;
       const int64_t token = task.segment->first_query + task.first + r / group_;
-      float* out = p_.output + (token * p_.num_heads + head) * p_.head_size;
-      const float* in = state.output + static_cast<size_t>(r) * head_;
+      float* out = p_.output + (token * p_.num_heads + head) * p_.head.value;
+      const float* in = state.output + static_cast<size_t>(r) * value_width_;
       float sum = state.sum[r], keep = 1.0f;
       if (p_.head_sink != nullptr) {
         // One more key with this score and a value of zero.
@@ -475,7 +485,7 @@ class Run {
         sum = sum * keep + std::exp2(sink - top);
       }
       const float factor = sum > 0 ? keep / sum : (sum == 0 ? 0.0f : sum);
-      for (int d = 0; d < p_.head_size; ++d) out[d] = in[d] * factor * scale[d];
+      for (int d = 0; d < p_.head.value; ++d) out[d] = in[d] * factor * scale[d];
     }
   }
 
@@ -483,9 +493,8 @@ class Run {
   const AttentionKernels& kernels_;
   const AttentionProblem& p_;
   const int group_;
-  const int head_;
+  const int key_width_, value_width_;  // of a packed query and of a row of output
   const int64_t element_size_;
-  const size_t packed_bytes_;  // of the keys or the values of a tile
   // An upper bound: the context does not tell the size of ONNX Runtime's pool. It decides how work
   // is cut, never what is computed.
   const size_t threads_ = std::max(1u, std::thread::hardware_concurrency());

@@ -24,21 +24,21 @@ struct Segment {
 
 struct AttentionProblem {
   std::vector<Segment> segments;
-  int num_heads, kv_num_heads, head_size;
+  int num_heads, kv_num_heads;
+  HeadSizes head;
   float scale;
   float softcap = 0;             // 0 = none
   int64_t window = 0;            // keys a query sees to its left, itself included; 0 = all
   bool causal = false;
   const float* head_sink = nullptr;  // [num_heads]
 
-  const float* query;  // row i of head h at query + i * query_stride + h * head_size
+  const float* query;  // row i of head h at query + i * query_stride + h * head.key
   int64_t query_stride;
-  float* output;  // [tokens, num_heads * head_size]
+  float* output;  // [tokens, num_heads * head.value]
 
   Element element = Element::kFloat;
-  const void* keys;  // token t of head h at element t * token_stride + h * head_size
-  const void* values;
-  int64_t token_stride;
+  const void* keys;    // [tokens, kv_num_heads * head.key]
+  const void* values;  // [tokens, kv_num_heads * head.value]
   int64_t block_size = 0;            // 0 = contiguous
   // Multipliers of the stored elements, by channel (kv head major) or a single one; null = 1.
   const float* key_scale = nullptr;

@@ -7,6 +7,8 @@
 //   are seen as later calls will see them, rounded to int8 where the cache is int8.
 // - key_cache_out and value_cache_out alias the inputs; where ONNX Runtime gives them a buffer of
 //   their own, the updated cache is copied into it.
+// - The heads of values may have another size than those of queries and keys: value_cache and value
+//   tell it. The output is [tokens, num_heads * v_head_size].
 // - attention_metadata is a hint for other providers and is not read.
 #pragma once
 
@@ -60,12 +62,12 @@ class PagedAttention {
 
   static Quantization quantization(const KernelInfo& info, const char* name);
   Call read(const KernelContext& context) const;
-  void read_activations(const KernelContext& context, Call* call) const;
   void read_caches(const KernelContext& context, Call* call) const;
+  void read_activations(const KernelContext& context, Call* call) const;
   void read_sequences(const KernelContext& context, Call* call) const;
   void read_rotary_and_norm(const KernelContext& context, Call* call) const;
-  const float* read_scale(const Tensor& scale, const Tensor& cache, Quantization granularity,
-                          int64_t head_size) const;
+  const float* read_scale(const Tensor& scale, const Tensor& cache,
+                          Quantization granularity) const;
 
   int64_t num_heads_, kv_num_heads_;
   float scale_, softcap_, qk_norm_epsilon_;

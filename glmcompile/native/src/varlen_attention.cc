@@ -16,36 +16,38 @@ Precision precision_of(const std::string& compute_type) {
 
 // Points the problem at int8 copies of its keys and values, with scales per segment and channel:
 // a segment's result then does not depend on the others, nor a channel's on larger ones.
-void quantize_rows(const KernelContext& context, const AttentionKernels& kernels,
+void quantize_rows(const KernelContext& context, const AttentionKernels& kernels, int64_t tokens,
                    AttentionProblem* problem) {
-  const int64_t width = problem->token_stride, head_size = problem->head_size;
-  const int64_t segments = static_cast<int64_t>(problem->segments.size());
-  const size_t tokens = segments == 0 ? 0
-                                      : static_cast<size_t>(problem->segments.back().first_key +
-                                                            problem->segments.back().keys);
+  const size_t heads = problem->kv_num_heads, segments = problem->segments.size();
+  const size_t key_width = heads * problem->head.key, value_width = heads * problem->head.value;
   static thread_local ScratchBuffer element_buffer, scale_buffer;
-  int8_t* elements = reinterpret_cast<int8_t*>(element_buffer.reserve(2 * tokens * width));
-  float* scales = reinterpret_cast<float*>(
-      scale_buffer.reserve(2 * static_cast<size_t>(segments) * width * sizeof(float)));
-  int8_t* const out[] = {elements, elements + tokens * width};
-  float* const scale[] = {scales, scales + segments * width};
-  const void* const in[] = {problem->keys, problem->values};
-  const int64_t heads = problem->kv_num_heads;
-  context.parallel_for(static_cast<size_t>(2 * segments * heads), [&](size_t i) {
-    const int64_t side = static_cast<int64_t>(i) % 2, head = static_cast<int64_t>(i) / 2 % heads;
-    const int64_t index = static_cast<int64_t>(i) / 2 / heads;
+  struct Side {
+    const float* rows;
+    int head_size;
+    size_t width;
+    int8_t* elements;
+    float* scales;
+  };
+  Side keys{static_cast<const float*>(problem->keys), problem->head.key, key_width,
+            reinterpret_cast<int8_t*>(element_buffer.reserve(tokens * (key_width + value_width))),
+            reinterpret_cast<float*>(
+                scale_buffer.reserve(segments * (key_width + value_width) * sizeof(float)))};
+  Side values{static_cast<const float*>(problem->values), problem->head.value, value_width,
+              keys.elements + tokens * key_width, keys.scales + segments * key_width};
+  context.parallel_for(2 * segments * heads, [&](size_t i) {
+    const Side& side = i % 2 == 0 ? keys : values;
+    const size_t head = i / 2 % heads, index = i / 2 / heads, channel = head * side.head_size;
     const Segment& segment = problem->segments[index];
-    const int64_t at = segment.first_key * width + head * head_size;
-    kernels.quantize(static_cast<const float*>(in[side]) + at, width, segment.keys,
-                     problem->head_size, side == 0, out[side] + at,
-                     scale[side] + index * width + head * head_size);
+    const size_t at = segment.first_key * side.width + channel;
+    kernels.quantize(side.rows + at, side.width, segment.keys, side.head_size, i % 2 == 0,
+                     side.elements + at, side.scales + index * side.width + channel);
   });
   problem->element = Element::kInt8;
-  problem->keys = out[0];
-  problem->values = out[1];
-  for (int64_t i = 0; i < segments; ++i) {
-    problem->segments[i].key_scale = scale[0] + i * width;
-    problem->segments[i].value_scale = scale[1] + i * width;
+  problem->keys = keys.elements;
+  problem->values = values.elements;
+  for (size_t i = 0; i < segments; ++i) {
+    problem->segments[i].key_scale = keys.scales + i * key_width;
+    problem->segments[i].value_scale = values.scales + i * value_width;
   }
 }
 
@@ -69,12 +71,16 @@ void VarlenAttention::compute(KernelContext& context) const {
   check(query.rank() == 2 && query.dim(1) % num_heads_ == 0, "query: expected [tokens, ",
         num_heads_, " * head_size], got ", query.shape_text());
   const int64_t tokens = query.dim(0), head_size = query.dim(1) / num_heads_;
-  check(head_size > 0 && head_size % 8 == 0 && head_size <= kMaxHeadSize,
-        "query: head_size ", head_size, " is not a multiple of 8 up to ", kMaxHeadSize);
-  for (const Tensor* t : {&key, &value})
-    check(t->rank() == 2 && t->dim(0) == tokens && t->dim(1) == kv_num_heads_ * head_size,
-          t->name(), ": expected [", tokens, ", ", kv_num_heads_ * head_size, "], got ",
-          t->shape_text());
+  check(valid_head_size(head_size), "query: head_size ", head_size,
+        " is not a multiple of 8 up to ", kMaxHeadSize);
+  check(key.rank() == 2 && key.dim(0) == tokens && key.dim(1) == kv_num_heads_ * head_size,
+        "key: expected [", tokens, ", ", kv_num_heads_ * head_size, "], got ", key.shape_text());
+  check(value.rank() == 2 && value.dim(0) == tokens && value.dim(1) % kv_num_heads_ == 0,
+        "value: expected [", tokens, ", ", kv_num_heads_, " * v_head_size], got ",
+        value.shape_text());
+  const int64_t value_head_size = value.dim(1) / kv_num_heads_;
+  check(valid_head_size(value_head_size), "value: v_head_size ", value_head_size,
+        " is not a multiple of 8 up to ", kMaxHeadSize);
   check(offsets.rank() == 1 && offsets.dim(0) >= 1, "cu_seqlens: expected [segments + 1], got ",
         offsets.shape_text());
   const int32_t* cu = offsets.data<int32_t>();
@@ -90,15 +96,15 @@ void VarlenAttention::compute(KernelContext& context) const {
     problem.segments.push_back({cu[i], cu[i + 1] - cu[i], 0, cu[i + 1] - cu[i], cu[i]});
   problem.num_heads = static_cast<int>(num_heads_);
   problem.kv_num_heads = static_cast<int>(kv_num_heads_);
-  problem.head_size = static_cast<int>(head_size);
+  problem.head = {static_cast<int>(head_size), static_cast<int>(value_head_size)};
   problem.scale = scale_ != 0 ? scale_ : 1.0f / std::sqrt(static_cast<float>(head_size));
   problem.query = query.data<float>();
   problem.query_stride = num_heads_ * head_size;
-  problem.output = context.output(0, query.shape(), 2).data<float>();
+  const int64_t output_shape[] = {tokens, num_heads_ * value_head_size};
+  problem.output = context.output(0, output_shape, 2).data<float>();
   problem.keys = key.data<float>();
   problem.values = value.data<float>();
-  problem.token_stride = kv_num_heads_ * head_size;
-  if (kernels_->quantize != nullptr) quantize_rows(context, *kernels_, &problem);
+  if (kernels_->quantize != nullptr) quantize_rows(context, *kernels_, tokens, &problem);
   run_attention(context, *kernels_, problem);
 }
 

@@ -1,5 +1,8 @@
 // com.glmcompile::VarlenAttention: non-causal attention inside each packed segment.
 //
+// query: [tokens, num_heads * head_size]; key: [tokens, kv_num_heads * head_size]; value: [tokens,
+// kv_num_heads * v_head_size]; output: [tokens, num_heads * v_head_size].
+//
 // Attribute compute_type is the least precision that the two products may be computed with:
 // "float32" (default) or "int8", which rounds keys and values of a segment to int8 with a scale per
 // channel. Where integers are not faster, float32 is used.
