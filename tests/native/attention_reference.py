@@ -46,6 +46,8 @@ PAGED_INPUTS = [
     "v_scale",
     "attention_metadata",
 ]
+# Those of com.glmcompile::PagedAttention, which is com.microsoft's with more of them.
+EXTENDED_INPUTS = [*PAGED_INPUTS, "attend_span"]
 
 _TYPES = {
     np.dtype(np.float32): TensorProto.FLOAT,
@@ -102,11 +104,16 @@ def session(
 def run_paged(
     feed: Mapping[str, Array], attributes: Mapping[str, Any], isa: str = "", threads: int = 2
 ) -> tuple[Array, Array, Array]:
-    """(output, key cache, value cache) after one call; the caches are updated in place."""
+    """(output, key cache, value cache) after one call; the caches are updated in place.
+
+    The operator is ONNX Runtime's, or com.glmcompile's where the feed has an input that only that
+    one knows.
+    """
+    extended = not feed.keys() <= set(PAGED_INPUTS)
     paged = session(
         "PagedAttention",
-        "com.microsoft",
-        PAGED_INPUTS,
+        "com.glmcompile" if extended else "com.microsoft",
+        EXTENDED_INPUTS if extended else PAGED_INPUTS,
         feed,
         attributes,
         {"output": TensorProto.FLOAT},
@@ -270,13 +277,17 @@ def paged_reference(
         total = past + ends[i + 1] - ends[i]
         at = np.arange(total)
         blocks = feed["block_table"][i, at // block_size]
-        key, value = keys[blocks, at % block_size], values[blocks, at % block_size]
+        mapped = (blocks >= 0)[:, None, None]
+        key, value = (np.where(mapped, x[blocks, at % block_size], 0) for x in (keys, values))
         distance = np.arange(past, total)[:, None] - at
         visible = np.broadcast_to(blocks >= 0, distance.shape)
         if a.get("is_causal", 1):
             visible = visible & (distance >= 0)
         if a.get("local_window_size", -1) > 0:
             visible = visible & (distance < a["local_window_size"])
+        if "attend_span" in feed:
+            first, end = feed["attend_span"][tokens].T[:, :, None]
+            visible = visible | ((at >= first) & (at < end) & (blocks >= 0))
         for head in range(heads):
             kv = head // (heads // kv_heads)
             sink = float(feed["head_sink"][head]) if "head_sink" in feed else None

@@ -73,6 +73,25 @@ def random_batch(
     }
 
 
+def image_spans(feed: dict[str, Array], lengths: Sequence[int] = (3, 1, 40, 7, 150)) -> Array:
+    """attend_span of new tokens that are text and images by turns, of these lengths, repeated.
+
+    Ends at the boundaries of sequences; the last run of a sequence may be cut short.
+    """
+    spans = []
+    ends = feed["cumulative_sequence_length"]
+    for i, past in enumerate(feed["past_seqlens"]):
+        position, end, run = int(past), int(past + ends[i + 1] - ends[i]), 0
+        while position < end:
+            size = min(lengths[run % len(lengths)], end - position)
+            if run % 2 == 0:
+                spans += [(p, p) for p in range(position, position + size)]
+            else:
+                spans += [(position, position + size)] * size
+            position, run = position + size, run + 1
+    return np.array(spans, np.int32).reshape(-1, 2)
+
+
 def quantized(feed: dict[str, Array], per_channel: bool, seed: int = 1) -> dict[str, Array]:
     """The same batch with int8 caches and scales that clip a few of the new values."""
     rng = np.random.default_rng(seed)

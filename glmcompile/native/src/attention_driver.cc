@@ -25,12 +25,18 @@ constexpr size_t kSharedBytes = 64 << 20;  // at most, of the tiles that tasks s
 alignas(64) constexpr char kZeroRow[kMaxHeadSize * sizeof(float)] = {};
 constexpr const void* kZeros = kZeroRow;  // a key or value of any type
 
+// Positions [begin, end) of keys in their segment.
+struct Keys {
+  int64_t begin, end;
+};
+
 // Queries [first, first + count) of one segment, for the heads that share one key/value head.
 struct Task {
   const Segment* segment;
   int kv_head;
   int64_t first;
   int count;
+  int64_t last_key;               // past-the-last key that any of its queries sees
   int64_t first_tile, last_tile;  // [first_tile, last_tile)
   int64_t shared;                 // its first tile among the shared ones, or -1
   size_t partial = 0;             // of its first tile, when tiles are computed apart
@@ -79,6 +85,7 @@ struct SharedTile {
   const Segment* segment;
   int kv_head;
   int64_t index;
+  int count;  // of keys
   Tile tile;
 };
 
@@ -163,7 +170,7 @@ class Run {
       rows->padded = 0;
       if (task.shared < 0 && step < steps_)
         run_.find_rows(*task.segment, task.kv_head, tile_of(step) * kKeyTile,
-                       run_.keys_of(*task.segment, task.first + task.count - 1, tile_of(step)), rows);
+                       keys_of(task.last_key, tile_of(step)), rows);
     }
 
     const Run& run_;
@@ -179,23 +186,21 @@ class Run {
     const bool many = rows / kTaskRows >= static_cast<int64_t>(kTasksPerThread * threads_);
     const int step = std::max(1, (many ? kTaskRows : kSmallTaskRows) / group_);
     for (const Segment& segment : p_.segments) {
-      const int64_t first_tile = first_key(segment, 0) / kKeyTile;
-      const int64_t tiles = tiles_of(last_key(segment, segment.queries - 1)) - first_tile;
-      const int64_t shared = segment.queries > step ? share_tiles(segment, first_tile, tiles) : -1;
+      const Keys all = keys_of_queries(segment, 0, segment.queries);
+      const int64_t first_tile = all.begin / kKeyTile, tiles = tiles_of(all.end) - first_tile;
+      const int64_t shared = segment.queries > step ? share_tiles(segment, all) : -1;
       for (int64_t first = 0; first < segment.queries; first += step) {
-        Task task{&segment, 0, first,
-                  static_cast<int>(std::min<int64_t>(step, segment.queries - first)), 0, 0, -1};
-        const int64_t begin = first_key(segment, first);
-        const int64_t end = last_key(segment, first + task.count - 1);
-        task.first_tile = begin / kKeyTile;
-        task.last_tile = tiles_of(end);
+        const int count = static_cast<int>(std::min<int64_t>(step, segment.queries - first));
+        const Keys keys = keys_of_queries(segment, first, count);
+        Task task{&segment, 0, first, count, keys.end, keys.begin / kKeyTile, tiles_of(keys.end),
+                  -1};
         for (task.kv_head = 0; task.kv_head < p_.kv_num_heads; ++task.kv_head) {
           if (shared >= 0)
             task.shared = shared + task.kv_head * tiles + task.first_tile - first_tile;
           tasks_.push_back(task);
         }
-        work_ += static_cast<double>(p_.head.key + p_.head.value) * (end - begin) *
-                 (task.count * group_ + 4.0) * p_.kv_num_heads;
+        work_ += static_cast<double>(p_.head.key + p_.head.value) * (keys.end - keys.begin) *
+                 (count * group_ + 4.0) * p_.kv_num_heads;
       }
     }
     // Longest first, so that no thread is left alone with a long task at the end.
@@ -213,13 +218,15 @@ class Run {
     return tiles * one.used();
   }
 
-  // Lists the tiles of a segment, by kv head, to be packed before any task runs. Returns the first
-  // one's index, or -1 where they would take too much memory.
-  int64_t share_tiles(const Segment& segment, int64_t first_tile, int64_t tiles) {
+  // Lists the tiles of `keys` of a segment, by kv head, to be packed before any task runs. Returns
+  // the first one's index, or -1 where they would take too much memory.
+  int64_t share_tiles(const Segment& segment, Keys keys) {
     const int64_t first = static_cast<int64_t>(shared_.size());
-    if (shared_bytes(first + tiles * p_.kv_num_heads) > kSharedBytes) return -1;
+    const int64_t first_tile = keys.begin / kKeyTile, last_tile = tiles_of(keys.end);
+    if (shared_bytes(first + (last_tile - first_tile) * p_.kv_num_heads) > kSharedBytes) return -1;
     for (int head = 0; head < p_.kv_num_heads; ++head)
-      for (int64_t i = 0; i < tiles; ++i) shared_.push_back({&segment, head, first_tile + i, {}});
+      for (int64_t tile = first_tile; tile < last_tile; ++tile)
+        shared_.push_back({&segment, head, tile, keys_of(keys.end, tile), {}});
     return first;
   }
 
@@ -270,13 +277,31 @@ class Run {
     return {base, base + rows, base + 2 * rows};
   }
 
-  int64_t first_key(const Segment& segment, int64_t query) const {
-    if (p_.window <= 0) return 0;
-    const int64_t begin = std::max<int64_t>(0, segment.past + query + 1 - p_.window);
-    return std::min(begin, last_key(segment, query));
+  // Keys that one query sees: those of its window, of its span, and any between.
+  Keys keys_of_query(const Segment& segment, int64_t query) const {
+    const int64_t next = segment.past + query + 1;
+    Keys keys{p_.window > 0 ? next - p_.window : 0, p_.causal ? next : segment.keys};
+    if (p_.attend_span != nullptr) {
+      const int32_t* span = p_.attend_span + 2 * (segment.first_query + query);
+      if (span[0] < span[1])
+        keys = {std::min<int64_t>(keys.begin, span[0]), std::max<int64_t>(keys.end, span[1])};
+    }
+    keys.end = std::clamp<int64_t>(keys.end, 0, segment.keys);
+    keys.begin = std::clamp<int64_t>(keys.begin, 0, keys.end);
+    return keys;
   }
-  int64_t last_key(const Segment& segment, int64_t query) const {
-    return p_.causal ? std::min(segment.keys, segment.past + query + 1) : segment.keys;
+
+  // From the first to the last key that any of some queries sees.
+  Keys keys_of_queries(const Segment& segment, int64_t first, int64_t count) const {
+    if (count == 0) return {0, 0};
+    Keys keys = keys_of_query(segment, first);
+    // Windows advance from query to query; spans need not.
+    const int64_t step = p_.attend_span != nullptr ? 1 : std::max<int64_t>(1, count - 1);
+    for (int64_t i = step; i < count; i += step) {
+      const Keys more = keys_of_query(segment, first + i);
+      keys = {std::min(keys.begin, more.begin), std::max(keys.end, more.end)};
+    }
+    return keys;
   }
 
   Workspace workspace(const Task& task, int heads = 1) const {
@@ -366,7 +391,7 @@ class Run {
     const Task& task = walk.task();
     const Segment& segment = *task.segment;
     const int64_t base = walk.tile() * kKeyTile;
-    const int count = keys_of(segment, task.first + task.count - 1, walk.tile());
+    const int count = keys_of(task.last_key, walk.tile());
     const int rows = task.count * group_;
     const bool shared = task.shared >= 0;
     const bool packed = shared || rows > kFewRows ||
@@ -379,9 +404,9 @@ class Run {
       int begin[kRowBlock], end[kRowBlock];
       bool any = false;
       for (int i = 0; i < block; ++i) {
-        const int64_t query = task.first + (first + i) / group_;
-        begin[i] = static_cast<int>(std::max<int64_t>(0, first_key(segment, query) - base));
-        end[i] = static_cast<int>(std::min<int64_t>(count, last_key(segment, query) - base));
+        const Keys seen = keys_of_query(segment, task.first + (first + i) / group_);
+        begin[i] = static_cast<int>(std::max<int64_t>(0, seen.begin - base));
+        end[i] = static_cast<int>(std::min<int64_t>(count, seen.end - base));
         any |= begin[i] < end[i];
       }
       if (!any) continue;
@@ -404,10 +429,9 @@ class Run {
     }
   }
 
-  // Keys of a tile that a segment's queries up to last_query see.
-  int keys_of(const Segment& segment, int64_t last_query, int64_t tile) const {
-    const int64_t limit = last_key(segment, last_query);
-    return static_cast<int>(std::min<int64_t>(kKeyTile, limit - tile * kKeyTile));
+  // How many of a tile's keys lie before `last_key`.
+  static int keys_of(int64_t last_key, int64_t tile) {
+    return static_cast<int>(std::min<int64_t>(kKeyTile, last_key - tile * kKeyTile));
   }
 
   // Where keys [base, base + count) are. Rows of unmapped pages and beyond `count` are zero, so
@@ -459,10 +483,8 @@ class Run {
   }
 
   void pack_shared(SharedTile* shared) const {
-    const Segment& segment = *shared->segment;
-    const int count = keys_of(segment, segment.queries - 1, shared->index);
     TileRows rows;
-    find_rows(segment, shared->kv_head, shared->index * kKeyTile, count, &rows);
+    find_rows(*shared->segment, shared->kv_head, shared->index * kKeyTile, shared->count, &rows);
     hide_unmapped(rows, &shared->tile);
     kernels_.pack_tile(rows, TileRows(), p_.head, shared->tile.packed);
   }

@@ -30,6 +30,9 @@ struct AttentionProblem {
   float softcap = 0;             // 0 = none
   int64_t window = 0;            // keys a query sees to its left, itself included; 0 = all
   bool causal = false;
+  // [tokens, 2], by packed row of a query: first and past-the-last key that it sees on top, and all
+  // between those and the window's. Clipped to its segment's keys; null or empty = none.
+  const int32_t* attend_span = nullptr;
   const float* head_sink = nullptr;  // [num_heads]
 
   const float* query;  // row i of head h at query + i * query_stride + h * head.key

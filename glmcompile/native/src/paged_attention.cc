@@ -17,6 +17,7 @@ struct PagedAttention::Call {
   const float *key_scale = nullptr, *value_scale = nullptr;
   std::vector<Segment> segments;
   std::vector<int64_t> position, slot;  // [tokens]
+  const int32_t* attend_span = nullptr;
   HeadTransform transform;
   const float *query_norm = nullptr, *key_norm = nullptr, *head_sink = nullptr;
 };
@@ -69,12 +70,14 @@ PagedAttention::PagedAttention(const KernelInfo& info)
   }
 }
 
-PagedAttention::Call PagedAttention::read(const KernelContext& context) const {
+PagedAttention::Call PagedAttention::read(const KernelContext& context,
+                                          const Tensor& attend_span) const {
   Call call;
   read_caches(context, &call);
   read_activations(context, &call);
   read_sequences(context, &call);
   read_rotary_and_norm(context, &call);
+  if (attend_span) read_span(attend_span, &call);
   return call;
 }
 
@@ -256,8 +259,20 @@ void PagedAttention::read_rotary_and_norm(const KernelContext& context, Call* ca
   call->transform.interleaved = rotary_interleaved_;
 }
 
-void PagedAttention::compute(KernelContext& context) const {
-  Call call = read(context);
+void PagedAttention::read_span(const Tensor& attend_span, Call* call) {
+  check(attend_span.rank() == 2 && attend_span.dim(0) == call->tokens && attend_span.dim(1) == 2,
+        "attend_span: expected [", call->tokens, ", 2], got ", attend_span.shape_text());
+  call->attend_span = attend_span.data<int32_t>();
+  for (int64_t t = 0; t < call->tokens; ++t) {
+    const int32_t first = call->attend_span[2 * t], end = call->attend_span[2 * t + 1];
+    check(first >= 0 && first <= call->position[t] && end >= first, "attend_span: entry ", t,
+          " is (", first, ", ", end, "), expected a first from 0 to the token's position ",
+          call->position[t], " and an end not below it");
+  }
+}
+
+void PagedAttention::run(KernelContext& context, const Tensor& attend_span) const {
+  Call call = read(context, attend_span);
   const int64_t query_width = num_heads_ * call.head.key;
   const int64_t output_shape[] = {call.tokens, num_heads_ * call.head.value};
   const Tensor output = context.output(0, output_shape, 2);
@@ -302,6 +317,7 @@ void PagedAttention::compute(KernelContext& context) const {
   problem.softcap = softcap_;
   problem.window = local_window_size_;
   problem.causal = is_causal_;
+  problem.attend_span = call.attend_span;
   problem.head_sink = call.head_sink;
   const bool transformed = update.transformed_query != nullptr;
   problem.query = transformed ? update.transformed_query : call.query;
