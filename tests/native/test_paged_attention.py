@@ -100,6 +100,11 @@ def test_products_of_an_int8_cache_err_little_next_to_the_cache(isa: str) -> Non
         Shape(5, 1, 24, 16, 88),
         Shape(2, 2, 8, 3, 72),
         Shape(4, 1, 16, 16, 56),
+        Shape(2, 1, 512, 16),
+        Shape(3, 1, 264, 16),
+        Shape(2, 2, 312, 16, 504),
+        Shape(4, 2, 512, 16, 8),
+        Shape(10, 1, 8, 16, 512),
     ],
     ids=str,
 )

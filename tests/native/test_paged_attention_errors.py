@@ -129,6 +129,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
         lambda f: f.update(key_cache=f["key_cache"][..., :12].copy()),
         "key_cache: head_size 12 is not a multiple of 8",
     ),
+    "largest head size": (
+        lambda f: f.update(key_cache=np.zeros((*f["key_cache"].shape[:3], 520), np.float32)),
+        "key_cache: head_size 520 is not a multiple of 8 up to 512",
+    ),
     "value head size": (
         lambda f: f.update(value_cache=f["value_cache"][..., :12].copy()),
         "value_cache: head_size 12 is not a multiple of 8",

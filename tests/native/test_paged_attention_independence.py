@@ -65,9 +65,17 @@ def test_chunked_prefill_equals_prefill_at_once(
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize(
-    "shape", [Shape(2, 1, 72, 16, 40), Shape(2, 1, 24, 16, 56), Shape(1, 1, 8, 16, 64)], ids=str
+    "shape",
+    [
+        Shape(2, 1, 72, 16, 40),
+        Shape(2, 1, 24, 16, 56),
+        Shape(1, 1, 8, 16, 64),
+        Shape(2, 1, 512),
+        Shape(3, 1, 328, 16, 376),
+    ],
+    ids=str,
 )
-def test_chunks_of_values_with_another_head_size(isa: str, int8: bool, shape: Shape) -> None:
+def test_chunks_of_heads_of_any_size(isa: str, int8: bool, shape: Shape) -> None:
     feed, attributes = prepare(int8, [0], [200], shape=shape)
     assert_chunks_equal_the_whole(feed, attributes, isa, [1, 1, 130, 1, 2, 65])
 

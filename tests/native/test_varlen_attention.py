@@ -49,17 +49,20 @@ def test_segments_of_any_length(isa: str, lengths: list[int]) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("size", [8, 24, 72, 80, 96, 128, 200, 256])
+@pytest.mark.parametrize("size", [8, 24, 72, 80, 96, 128, 200, 256, 264, 512])
 def test_head_sizes_and_shared_key_heads(isa: str, size: int) -> None:
     feed = batch([50, 140], 4, 2, size)
-    attributes = {"num_heads": 4, "kv_num_heads": 2, "scale": 0.2}
+    scale = float(np.float32(1.5 * size**-0.5))
+    attributes = {"num_heads": 4, "kv_num_heads": 2, "scale": scale}
     output = run_varlen(feed, attributes, isa)
-    expected = varlen_reference(feed, 4, 2, float(np.float32(0.2)))
+    expected = varlen_reference(feed, 4, 2, scale)
     assert_close(output, expected, feed["value"], FLOAT32_TOLERANCE)
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("size", "v_size"), [(192, 128), (8, 72), (40, 24), (24, 88)])
+@pytest.mark.parametrize(
+    ("size", "v_size"), [(192, 128), (8, 72), (40, 24), (24, 88), (8, 512), (504, 16)]
+)
 def test_values_may_have_another_head_size(isa: str, size: int, v_size: int) -> None:
     feed = batch([3, 140], 4, 2, size, v_size=v_size)
     output = run_varlen(feed, {"num_heads": 4, "kv_num_heads": 2}, isa)
@@ -70,7 +73,7 @@ def test_values_may_have_another_head_size(isa: str, size: int, v_size: int) -> 
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("size", [8, 40, 64, 80, 128, 256])
+@pytest.mark.parametrize("size", [8, 40, 64, 80, 128, 256, 328, 512])
 def test_int8_rounds_each_channel_by_itself(isa: str, size: int) -> None:
     feed = batch([20, 300, 129], 2, 2, size)
     feed["value"][:, 3] *= 50  # one channel must not take the others' precision away
@@ -118,6 +121,11 @@ def test_a_segment_is_independent_of_the_batch_and_of_threads(compute_type: str)
         ("value", np.zeros((10, 24), np.float32), "v_head_size 12 is not a multiple of 8"),
         ("query", np.zeros((10, 31), np.float32), "query: expected"),
         ("query", np.zeros((10, 24), np.float32), "head_size 12 is not a multiple of 8"),
+        (
+            "query",
+            np.zeros((10, 1040), np.float32),
+            "head_size 520 is not a multiple of 8 up to 512",
+        ),
     ],
 )
 def test_malformed_inputs_are_named(name: str, value: Array, message: str) -> None:

@@ -15,7 +15,7 @@
 namespace glmcompile {
 
 inline constexpr int kKeyTile = 128;
-inline constexpr int kMaxHeadSize = 256;
+inline constexpr int kMaxHeadSize = 512;
 inline constexpr int kHeadPadding = 32;  // packed rows and partial outputs are padded to this
 inline constexpr int kKeyPadding = 32;   // pack_tile reads key rows in steps up to this
 inline constexpr int kFewRows = 4;       // rows for which packing a tile does not pay
