@@ -142,7 +142,7 @@ def run_varlen(
     varlen = session(
         "VarlenAttention",
         "com.glmcompile",
-        ("query", "key", "value", "cu_seqlens"),
+        ("query", "key", "value", "cu_seqlens", "cu_seqlens_k"),
         feed,
         attributes,
         {"output": TensorProto.FLOAT},
@@ -160,7 +160,7 @@ def attend(
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
     scores = np.where(visible, scores, -np.inf)
-    top = scores.max(axis=1, initial=-1e30 if sink is None else sink)[:, None]
+    top = scores.max(axis=1, initial=-1e30 if sink is None else max(sink, -1e30))[:, None]
     weights = np.exp(scores - top)
     total = weights.sum(axis=1, keepdims=True)
     if sink is not None:
@@ -168,20 +168,31 @@ def attend(
     return weights @ value / np.where(total == 0, 1, total)
 
 
-def varlen_reference(feed: Mapping[str, Array], heads: int, kv_heads: int, scale: float) -> Array:
+def varlen_reference(
+    feed: Mapping[str, Array],
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    softcap: float = 0.0,
+    causal: bool = False,
+) -> Array:
     """[tokens, heads * v_head_size], float64."""
     query, key, value = (
         feed[name].astype(np.float64).reshape(len(feed[name]), n, feed[name].shape[1] // n)
         for name, n in (("query", heads), ("key", kv_heads), ("value", kv_heads))
     )
     output = np.zeros((len(query), heads, value.shape[-1]))
-    for begin, end in zip(feed["cu_seqlens"], feed["cu_seqlens"][1:], strict=False):
-        part = slice(begin, end)
-        seen = np.ones((end - begin, end - begin), bool)
+    cu_q = feed["cu_seqlens"]
+    cu_k = feed.get("cu_seqlens_k", cu_q)
+    for i in range(len(cu_q) - 1):
+        q, k = slice(cu_q[i], cu_q[i + 1]), slice(cu_k[i], cu_k[i + 1])
+        seen = np.ones((q.stop - q.start, k.stop - k.start), bool)
+        if causal:
+            seen = np.tril(seen, seen.shape[1] - seen.shape[0])
         for head in range(heads):
             kv = head // (heads // kv_heads)
-            output[part, head] = attend(
-                query[part, head], key[part, kv], value[part, kv], seen, scale, 0.0, None
+            output[q, head] = attend(
+                query[q, head], key[k, kv], value[k, kv], seen, scale, softcap, None
             )
     return output.reshape(len(query), heads * output.shape[-1])
 

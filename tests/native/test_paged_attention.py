@@ -176,11 +176,16 @@ def test_head_sink(isa: str, sinks: list[float]) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("int8", [False, True])
-def test_unmapped_pages_are_neither_written_nor_attended(isa: str, int8: bool) -> None:
+@pytest.mark.parametrize("sink", [None, 0.5, -np.inf])
+def test_unmapped_pages_are_neither_written_nor_attended(
+    isa: str, int8: bool, sink: float | None
+) -> None:
     shape = Shape()
     feed, attributes = random_batch(shape, [300, 0], [20, 40]), shape.attributes
     feed["block_table"][0, [0, 9, 18]] = -1
     feed["block_table"][1, :] = -1  # nothing to attend at all: the output is zero
+    if sink is not None:
+        feed["head_sink"] = np.full(shape.num_heads, sink, np.float32)
     if int8:
         feed, attributes = quantized(feed, False), attributes | quantized_attributes(False)
     check(feed, attributes, isa)

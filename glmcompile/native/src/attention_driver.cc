@@ -500,7 +500,7 @@ class Run {
       float* out = p_.output + (token * p_.num_heads + head) * p_.head.value;
       const float* in = state.output + static_cast<size_t>(r) * value_width_;
       float sum = state.sum[r], keep = 1.0f;
-      if (p_.head_sink != nullptr) {
+      if (p_.head_sink != nullptr && p_.head_sink[head] != kMinusInfinity) {
         // One more key with this score and a value of zero.
         const float sink = p_.head_sink[head] * kLog2E, top = std::max(state.max[r], sink);
         keep = std::exp2(state.max[r] - top);

@@ -13,7 +13,7 @@ namespace glmcompile {
 struct Segment {
   int64_t first_query;         // packed row of query 0
   int64_t queries;
-  int64_t past;                // keys before the first query
+  int64_t past;                // keys before the first query; below 0 if causal ones see none
   int64_t keys;                // keys in all
   int64_t first_key = 0;       // contiguous keys: packed row of key 0
   const int32_t* blocks = nullptr;  // paged keys: the sequence's row of the block table
