@@ -4,8 +4,6 @@
 // set, and the linker must not exchange one for another.
 #pragma once
 
-#include <cstddef>
-
 #include "attention_kernels.h"
 
 namespace glmcompile {
@@ -42,12 +40,14 @@ inline typename V::F soft_cap(typename V::F x, float cap) {
 
 // Asks for keys and values [first, last). They lie a whole token apart, which hardware prefetchers
 // do not follow.
-inline void prefetch_rows(const TileRows& rows, int first, int last, std::size_t row_bytes) {
-  for (int i = first; i < last; ++i)
-    for (std::size_t line = 0; line < row_bytes; line += 64) {
+inline void prefetch_rows(const TileRows& rows, int first, int last, HeadSizes head,
+                          int element_size) {
+  for (int i = first; i < last; ++i) {
+    for (int line = 0; line < head.key * element_size; line += 64)
       __builtin_prefetch(static_cast<const char*>(rows.keys[i]) + line, 0, 2);
+    for (int line = 0; line < head.value * element_size; line += 64)
       __builtin_prefetch(static_cast<const char*>(rows.values[i]) + line, 0, 2);
-    }
+  }
 }
 
 struct KeyRange {
@@ -144,7 +144,7 @@ inline typename V::F fold_vector(typename V::F state, typename V::F tile, typena
 }
 
 template <class V>
-void fold_tile(int rows, int head, SoftmaxState tile, SoftmaxState state) {
+void fold_tile(int rows, int width, SoftmaxState tile, SoftmaxState state) {
   constexpr int kRows = 32;  // whose factors are computed together: one row's would be waited for
   for (int first = 0; first < rows; first += kRows) {
     const int count = rows - first < kRows ? rows - first : kRows;
@@ -154,10 +154,10 @@ void fold_tile(int rows, int head, SoftmaxState tile, SoftmaxState state) {
               {state.max + first, state.sum + first, nullptr});
     for (int i = 0; i < count; ++i) {
       if (tile.max[first + i] == kMinusInfinity) continue;
-      float* out = state.output + static_cast<long>(first + i) * head;
-      const float* in = tile.output + static_cast<long>(first + i) * head;
+      float* out = state.output + static_cast<long>(first + i) * width;
+      const float* in = tile.output + static_cast<long>(first + i) * width;
       const typename V::F a = V::set(old[i]), b = V::set(fresh[i]);
-      for (int d = 0; d < head; d += V::kWidth)
+      for (int d = 0; d < width; d += V::kWidth)
         V::store(out + d, fold_vector<V>(V::load(out + d), V::load(in + d), a, b));
     }
   }

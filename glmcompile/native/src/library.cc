@@ -38,6 +38,7 @@ const Registration* operators(size_t* count) {
       registration<LinearW8A8>(),
       registration<PackedRotary>(),
       registration<VarlenAttention>(),
+      registration<ExtendedPagedAttention>(),
       registration<PagedAttention>(),
   };
   *count = std::size(list);
