@@ -9,6 +9,7 @@
 #include "embedding_w8.h"
 #include "linear_problem.h"
 #include "linear_w8a8.h"
+#include "moe.h"
 #include "ort_abi.h"
 #include "packed_rotary.h"
 #include "paged_attention.h"
@@ -36,6 +37,7 @@ const Registration* operators(size_t* count) {
       registration<EmbeddingBag>(),
       registration<EmbeddingW8>(),
       registration<LinearW8A8>(),
+      registration<MoE>(),
       registration<PackedRotary>(),
       registration<VarlenAttention>(),
       registration<ExtendedPagedAttention>(),
