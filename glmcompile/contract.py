@@ -20,6 +20,9 @@ FEATURES = "features"  # what the vision encoder gives for each image token
 FEATURE_ROWS = "feature_rows"  # the packed tokens that take them
 TOKEN_IDS, POSITIONS, LOGITS_ROWS, LOGITS = "token_ids", "positions", "logits_rows", "logits"
 # The packed batch, as com.microsoft::PagedAttention takes it.
+# Of each token the first and the end of its image's places in the sequence, whose tokens see each
+# other; an empty span for other tokens.
+IMAGE_SPANS = "image_spans"
 SEQUENCE_ENDS, PAST_LENGTHS, BLOCK_TABLE = "sequence_ends", "past_lengths", "block_table"
 KEY_CACHE, VALUE_CACHE = "key_cache", "value_cache"
 
@@ -112,7 +115,8 @@ class Contract:
 
     architecture: transformers' class. attention: of the decoder's layers that have a cache, in the
     order in which they run. positions: of a prompt's tokens. position_axes: 1, or 3 for M-RoPE.
-    vision: None for a text model.
+    vision: None for a text model. spans: name of the rule for ranges of a prompt whose tokens see
+    each other; None where tokens see only those before them.
     """
 
     architecture: str
@@ -125,6 +129,7 @@ class Contract:
     position_axes: int
     components: Mapping[str, Component]
     vision: VisionContract | None = None
+    spans: str | None = None
 
     @property
     def decoder(self) -> Component:

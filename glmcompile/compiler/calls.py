@@ -13,6 +13,7 @@ from glmcompile.checkpoint import Checkpoint
 from glmcompile.compiler.activations import Activations
 from glmcompile.compiler.samples import ImageInputs, Sample, position_ids_of, units_of
 from glmcompile.contract import DECODER, VISION
+from glmcompile.rules import attended_spans
 from glmcompile.runtime.feeds import Feeds, Stretch, decoder_feeds, grid_feeds
 
 BLOCK_SIZE = 32
@@ -116,8 +117,11 @@ def _decoder_calls(
     blocks = np.split(shuffled, np.cumsum(needed)[:-1])
     positions = [position_ids_of(checkpoint, each) for each in samples]
     features = _features_of(samples, torch)
-    calls, done = [], 0
-    for number, end in enumerate((*cuts, max(lengths))):
+    whole = [attended_spans(checkpoint.model, each.token_ids) for each in samples]
+    calls: list[Call] = []
+    done = 0
+    for number, cut in enumerate((*cuts, max(lengths))):
+        end = _uncut(cut, [span for spans in whole for span in spans])
         active = [index for index, length in enumerate(lengths) if length > done < end]
         if not active:
             continue
@@ -143,6 +147,13 @@ def _decoder_calls(
         calls.append(Call(label, feeds, name, len(shuffled), rows))
         done = end
     return calls
+
+
+def _uncut(cut: int, spans: Sequence[tuple[int, int]]) -> int:
+    """The first place from `cut` on that lies in none of the ranges that are computed whole."""
+    while any(start < cut < end for start, end in spans):
+        cut = max(end for start, end in spans if start < cut < end)
+    return cut
 
 
 def _features_of(samples: Sequence[Sample], torch: Activations) -> list[NDArray[np.float32] | None]:

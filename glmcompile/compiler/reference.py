@@ -120,8 +120,8 @@ def _padded(checkpoint: Checkpoint, samples: Sequence[Sample], structure: Struct
     arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
     if structure.takes_positions:
         arguments["position_ids"] = positions if len(positions) > 1 else positions[0]
-    for name in structure.types:
-        arguments[name] = torch.eq(ids, checkpoint.model.image_token_id or -1).long()
+    for name, kind in structure.types.items():
+        arguments[name] = kind * torch.eq(ids, checkpoint.model.image_token_id or -1).long()
     return _Batch(arguments, mask.reshape(-1).nonzero()[:, 0])
 
 

@@ -42,6 +42,7 @@ class Images:
     form: FeatureForm
     fixed: Mapping[str, Any]
     example: Mapping[str, torch.Tensor]
+    kinds: Mapping[str, int]
     patches_per_unit: float
     patches_per_token: float
     trail: Trail
@@ -116,6 +117,7 @@ def find_images(checkpoint: Checkpoint, model: Any) -> Images:
         form,
         fixed,
         tensors | {name: torch.from_numpy(value) for name, value in values.items()},
+        processing.kinds,
         rows / dynamic_size(ports[0], processed[ports[0].name]),
         rows / len(features),
         trail,

@@ -17,6 +17,7 @@ from glmcompile.contract import (
     DECODER,
     FEATURE_ROWS,
     FEATURES,
+    IMAGE_SPANS,
     KEY_CACHE,
     LOGITS,
     LOGITS_ROWS,
@@ -41,13 +42,13 @@ from glmcompile.export.attention import (
     Tracing,
     tracing,
 )
-from glmcompile.export.components import Decoder, Structure, example_inputs
+from glmcompile.export.components import EXAMPLE_SIZES, Decoder, Structure, example_inputs
 from glmcompile.export.replacements import replaced
 from glmcompile.export.skeleton import build_skeleton, set_attention
-from glmcompile.rules import POSITION_RULES
+from glmcompile.rules import POSITION_RULES, SPAN_RULES
+from glmcompile.runtime.transformers_processor import TOKEN_KINDS
 
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
-_TYPES = ("token_type_ids", "mm_token_type_ids")
 
 
 def discover(checkpoint: Checkpoint) -> tuple[Contract, Structure]:
@@ -79,7 +80,11 @@ def discover(checkpoint: Checkpoint) -> tuple[Contract, Structure]:
         head=head,
         called={},
         takes_positions="position_ids" in _arguments(model),
-        types=tuple(name for name in _TYPES if name in _arguments(model)),
+        types={
+            name: images.kinds.get(name, 1) if images is not None else 0
+            for name in TOKEN_KINDS
+            if name in _arguments(model)
+        },
         form=images.form if images is not None else None,
         fixed=images.fixed if images is not None else {},
         example=images.example if images is not None else {},
@@ -87,12 +92,14 @@ def discover(checkpoint: Checkpoint) -> tuple[Contract, Structure]:
         patches_per_token=images.patches_per_token if images is not None else 1.0,
     )
     width = hidden * (1 + images.form.deepstack) if images is not None else 0
-    probed = Component(_step_inputs((), axes, width), ())
-    trail, state = _probe(checkpoint, model, structure, probed)
+    probed = Component(_step_inputs((), axes, width, False), ())
+    ids = _example_prompt(images)
+    trail, state = _probe(checkpoint, model, structure, probed, ids)
+    spans = _span_rule(checkpoint, state, ids, images)
     attention = tuple(call.shape for call in state.calls)
     components = {
         DECODER: Component(
-            _step_inputs(attention, axes, width),
+            _step_inputs(attention, axes, width, spans is not None),
             (Port("logits", LOGITS, "float32", ("rows", text.vocab_size)),),
         )
     }
@@ -113,6 +120,7 @@ def discover(checkpoint: Checkpoint) -> tuple[Contract, Structure]:
         position_axes=axes,
         components=components,
         vision=images.contract if images is not None else None,
+        spans=spans,
     )
     found = Structure(**{**vars(structure), "layers": layers, "called": called,
                          "uniform": frozenset(uniform)})  # fmt: skip
@@ -124,25 +132,26 @@ def _probe(
     model: nn.Module,
     structure: Structure,
     component: Component,
+    ids: torch.Tensor,
 ) -> tuple[Trail, Tracing]:
-    """Run the decoder on an example."""
+    """Run the decoder on an example prompt."""
     inputs: dict[str, torch.Tensor] = dict(
         zip((port.role for port in component.inputs), example_inputs(component), strict=True)
     )
     step = Decoder(model, structure, component)
     trail, state = Trail(), Tracing()
-    tokens = len(inputs[TOKEN_IDS])
+    tokens = len(ids)
     try:
         with (
             torch.no_grad(), tracing(state), trail.watching(model),
             replaced({"torch_compilable_check": lambda *a, **k: None}),
         ):  # fmt: skip
             step.call(
-                inputs[TOKEN_IDS],
+                ids,
                 torch.arange(tokens).expand(inputs[POSITIONS].shape),
                 inputs[LOGITS_ROWS],
                 inputs.get(FEATURES),
-                inputs.get(FEATURE_ROWS),
+                _IMAGE_ROWS if FEATURES in inputs else None,
             )
     except GlmcompileError:
         raise
@@ -160,6 +169,36 @@ def _probe(
     if not state.calls:
         raise _unsupported(checkpoint, "no layer calls transformers' attention interface")
     return trail, state
+
+
+# Of the example prompt the tokens that take image features.
+_IMAGE_ROWS = torch.arange(3, 3 + EXAMPLE_SIZES["image_tokens"])
+
+
+def _example_prompt(images: Images | None) -> torch.Tensor:
+    """Token ids with one image among them."""
+    ids = torch.arange(EXAMPLE_SIZES["tokens"])
+    if images is not None:
+        ids[ids == images.contract.token_id] = 0
+        ids[_IMAGE_ROWS] = images.contract.token_id
+    return ids
+
+
+def _span_rule(
+    checkpoint: Checkpoint, state: Tracing, ids: torch.Tensor, images: Images | None
+) -> str | None:
+    """The rule that gives the blocks of tokens that see each other; None where there are none."""
+    masks = [call.mask for call in state.calls if call.mask is not None and call.mask.spans]
+    if not masks or images is None:
+        return None
+    blocks = np.array(masks[0].blocks)
+    for name, rule in SPAN_RULES.items():
+        expected = np.full(len(blocks), False)
+        for start, end in rule(ids.numpy(), images.contract.token_id):
+            expected[start:end] = True
+        if all(np.array_equal(np.array(mask.blocks) >= 0, expected) for mask in masks):
+            return name
+    raise _unsupported(checkpoint, "which of its tokens see each other follows no known rule")
 
 
 def _layers_without_state(model: nn.Module, trail: Trail, state: Tracing) -> list[str]:
@@ -182,8 +221,13 @@ def _layers_without_state(model: nn.Module, trail: Trail, state: Tracing) -> lis
 _CACHES = {"cache", "cache_params", "past_key_values", "layer_past", "past_key_value"}
 
 
-def _step_inputs(attention: tuple[Attention, ...], axes: int, features: int) -> tuple[Port, ...]:
-    """The decoder's ports. features: width of image features; 0 without images."""
+def _step_inputs(
+    attention: tuple[Attention, ...], axes: int, features: int, spans: bool
+) -> tuple[Port, ...]:
+    """The decoder's ports.
+
+    features: width of image features; 0 without images. spans: tokens of an image see each other.
+    """
     positions: tuple[int | str, ...] = ("tokens",) if axes == 1 else (axes, "tokens")
     ports = [Port("input_ids", TOKEN_IDS, "int64", ("tokens",))]
     if features:
@@ -198,6 +242,8 @@ def _step_inputs(attention: tuple[Attention, ...], axes: int, features: int) -> 
         Port("block_table", BLOCK_TABLE, "int32", ("sequences", "max_blocks")),
         Port("logits_indices", LOGITS_ROWS, "int64", ("rows",)),
     ]
+    if spans:
+        ports.append(Port("attend_span", IMAGE_SPANS, "int32", ("tokens", 2)))
     for layer, each in enumerate(attention):
         pool = ("num_blocks", "block_size", each.kv_heads)
         ports += [

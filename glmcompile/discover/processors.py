@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from glmcompile.rules.patches import PatchSettings
 from glmcompile.runtime.image_processor import BORROWED, PATCHES, PatchProcessor
 from glmcompile.runtime.transformers_processor import (
     GRIDS,
+    TOKEN_KINDS,
     image_arrays,
     load_processor,
     processor_name,
@@ -43,13 +44,15 @@ class Processing:
 
     rule: the engine's processor. placeholder: the text of one image in a rendered prompt.
     arrays: what transformers' own processor gives for one image, beside tokens.
-    tokens: what stands in the prompt for it.
+    tokens: what stands in the prompt for it. kinds: of the arguments that tell kinds of tokens
+    apart, what they are for its image tokens.
     """
 
     rule: Rule
     placeholder: str
     arrays: Callable[[Image.Image], Arrays]
     tokens: Callable[[Image.Image], list[int]]
+    kinds: Mapping[str, int] = field(default_factory=dict)
 
 
 def drawn(width: int, height: int) -> Image.Image:
@@ -130,6 +133,7 @@ def _borrowed_processing(checkpoint: Checkpoint, token_id: int) -> Processing:
                 placeholder,
                 _then(own, image_arrays),
                 _then(own, _ids),
+                _kinds(own(drawn(*_SIZES[2])), token_id),
             )
         failures.append(f"{placeholder}: no token {token_id} came of it")
     raise UnsupportedArchitectureError(
@@ -144,6 +148,12 @@ def _then(process: Callable[..., Any], use: Callable[[Any], Any]) -> Callable[[I
 
 def _ids(made: Any) -> list[int]:
     return [int(id) for id in np.asarray(made["input_ids"]).ravel()]
+
+
+def _kinds(made: Any, token_id: int) -> dict[str, int]:
+    names = [name for name in TOKEN_KINDS if name in made]
+    place = _ids(made).index(token_id)
+    return {name: int(np.asarray(made[name]).ravel()[place]) for name in names}
 
 
 def _is_independent(process: Callable[..., Any]) -> bool:

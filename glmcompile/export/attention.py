@@ -26,6 +26,8 @@ PAGED_ATTENTION = "glmcompile_paged"
 # otherwise it splits the patches by image, which a graph with dynamic sizes cannot hold.
 VARLEN_ATTENTION = "glmcompile_flash_varlen"
 
+_HEAD_SINK, _ATTEND_SPAN = 11, 17  # numbers of PagedAttention's inputs
+
 # Arguments that say nothing of what is computed, or say again what the mask says.
 _HARMLESS = {
     "cache", "cache_params", "cu_seq_lens_k", "deterministic", "dropout", "is_causal",
@@ -40,13 +42,15 @@ class Mask:
     """Which keys a query sees, as transformers' mask functions say.
 
     window: keys to the left, the query's own included; 0 for all. causal: none to the right.
-    spans: tokens of one image see each other. other: names of functions that are not known.
+    spans: tokens of one block see each other. other: names of functions that are not known.
+    blocks: which block each token of the probe is in, negative for none.
     """
 
     causal: bool
     window: int = 0
     spans: bool = False
     other: tuple[str, ...] = ()
+    blocks: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,12 @@ class Tracing:
 
     caches: keys and values [num_blocks, block_size, kv_heads, head_size] of each layer, in the
     order of the calls; empty while a model is only probed. batch: cumulative_sequence_length,
-    past_seqlens, block_table.
+    past_seqlens, block_table. spans: int32 [tokens, 2], the places of each token's image.
     """
 
     caches: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
     batch: tuple[torch.Tensor, ...] = ()
+    spans: torch.Tensor | None = None
     calls: list[AttentionCall] = field(default_factory=list)
 
 
@@ -103,7 +108,8 @@ def paged_attention(
     s_aux: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """com.microsoft::PagedAttention over the layer's cache.
+    """com.microsoft::PagedAttention over the layer's cache; com.glmcompile's where tokens of one
+    image see each other.
 
     query, key, value: [1, heads, tokens, head_size], packed; output [1, tokens, heads, value_size].
     Raises UnsupportedArchitectureError for a mask or an argument that the operator does not know.
@@ -134,10 +140,16 @@ def paged_attention(
         attributes["local_window_size"] = shape.window
     if softcap is not None:
         attributes["softcap"] = float(softcap)
+    inputs = [*packed, *caches, *state.batch]
+    domain = "com.microsoft"
+    if s_aux is not None:
+        inputs += [None] * (_HEAD_SINK - len(inputs)) + [s_aux]
+    if mask is not None and mask.spans and state.spans is not None:
+        inputs += [None] * (_ATTEND_SPAN - len(inputs)) + [state.spans]
+        domain = "com.glmcompile"
     output = torch.onnx.ops.symbolic(
-        "com.microsoft::PagedAttention",
-        # Between the batch and the sinks: rotary tables and slots, which are not given.
-        (*packed, *caches, *state.batch, *((None, None, None, s_aux) if s_aux is not None else ())),
+        f"{domain}::PagedAttention",
+        inputs,
         attributes,
         dtype=query.dtype,
         shape=(tokens, heads * value_size),
@@ -216,8 +228,6 @@ def _refuse_mask(module: nn.Module, mask: Mask | None, cross: bool) -> None:
         raise _unsupported(module, "attention to later tokens")
     if mask.other:
         raise _unsupported(module, f"the mask {', '.join(mask.other)}")
-    if mask.spans:
-        raise _unsupported(module, "attention of an image's tokens to each other")
 
 
 def _unsupported(module: nn.Module, what: str) -> UnsupportedArchitectureError:
@@ -255,6 +265,7 @@ def _padding_mask(**arguments: Any) -> Any:
 def _read_mask(function: Callable[..., Any]) -> Mask:
     """Take a mask function of transformers.masking_utils apart by its closures."""
     causal, window, spans, other = False, 0, False, []
+    blocks: tuple[int, ...] = ()
     for name, values in _parts(function):
         if name == "causal_mask_function":
             causal = True
@@ -262,11 +273,14 @@ def _read_mask(function: Callable[..., Any]) -> Mask:
             window = int(values["sliding_window"])
         elif name == "blockwise_overlay":
             spans = True
+            ids = values["block_sequence_ids"]
+            if type(ids) is torch.Tensor:  # and not one that is traced
+                blocks = tuple(ids[0].tolist())
         # The rest of these names combine others, or tell sequences apart by their position ids.
         elif name not in ("and_masks", "or_masks", "remap_positions_for_packed_sequence",
                           "packed_sequence_mask_function"):  # fmt: skip
             other.append(name)
-    return Mask(causal, window, spans, tuple(other))
+    return Mask(causal, window, spans, tuple(other), blocks)
 
 
 def _parts(function: Callable[..., Any]) -> Iterator[tuple[str, dict[str, Any]]]:

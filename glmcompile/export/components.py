@@ -19,6 +19,7 @@ from glmcompile.contract import (
     COMPUTED,
     FEATURE_ROWS,
     FEATURES,
+    IMAGE_SPANS,
     KEY_CACHE,
     LOGITS_ROWS,
     PAST_LENGTHS,
@@ -110,7 +111,8 @@ class Structure:
     uniform: components whose layers are all called alike, so that one can stand for the others.
     table, head: module paths of the token embedding and of the output layer.
     called: module paths that ran in each component.
-    types: arguments of the model's forward that tell image tokens from text.
+    types: arguments of the model's forward that tell kinds of tokens apart, and what the processor
+    says of an image's tokens there (0 is text).
     fixed: arguments of `get_image_features` that are no inputs of the graph, for one image.
     example: that image's arrays, by the names of the vision encoder's ports.
     patches_per_unit: rows of the encoder's layers for each patch or tile that the processor gives;
@@ -123,7 +125,7 @@ class Structure:
     head: str
     called: Mapping[str, frozenset[str]]
     takes_positions: bool = True
-    types: tuple[str, ...] = ()
+    types: Mapping[str, int] = field(default_factory=dict)
     form: FeatureForm | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     example: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -222,7 +224,8 @@ class Decoder(TracedComponent):
         caches = list(zip(inputs.get(KEY_CACHE, ()), inputs.get(VALUE_CACHE, ()), strict=True))
         batch = tuple(inputs[role][0] for role in (SEQUENCE_ENDS, PAST_LENGTHS, BLOCK_TABLE))
         features = inputs[FEATURES][0] if FEATURES in inputs else None
-        with tracing(Tracing(caches, batch)):
+        spans = inputs[IMAGE_SPANS][0] if IMAGE_SPANS in inputs else None
+        with tracing(Tracing(caches, batch, spans)):
             return self.call(
                 inputs[TOKEN_IDS][0],
                 inputs[POSITIONS][0],
@@ -243,8 +246,10 @@ class Decoder(TracedComponent):
         arguments: dict[str, Any] = {"input_ids": ids.unsqueeze(0), "use_cache": False}
         if self.structure.takes_positions:
             arguments["position_ids"] = positions.unsqueeze(-2)
-        for name in self.structure.types:
+        for name, kind in self.structure.types.items():
             arguments[name] = torch.zeros_like(arguments["input_ids"])
+            if kind and feature_rows is not None and not torch.compiler.is_exporting():
+                arguments[name][0, feature_rows] = kind
         with ExitStack() as stack:
             if features is not None:
                 assert self.structure.form is not None and feature_rows is not None

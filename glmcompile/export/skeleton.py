@@ -11,8 +11,10 @@ import torch
 import transformers
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from transformers.initialization import no_init_weights
 
 from glmcompile.checkpoint import Checkpoint
+from glmcompile.export.experts import EXPERTS
 
 EAGER = "eager"
 
@@ -25,7 +27,7 @@ def build_skeleton(checkpoint: Checkpoint, mode: FakeTensorMode, attention: str)
     real. Tied parameters get a parameter of their own, so that each keeps its name in the graph.
     """
     config = copy.deepcopy(checkpoint.config)  # the attention functions are set on it below
-    with _fake_parameters(mode):
+    with _fake_parameters(mode), no_init_weights():
         model = checkpoint.model_class._from_config(config, dtype=torch.float32)
     for name in checkpoint.tied:
         owner, _, attribute = name.rpartition(".")
@@ -38,7 +40,7 @@ def build_skeleton(checkpoint: Checkpoint, mode: FakeTensorMode, attention: str)
 
 
 def set_attention(model: nn.Module, attention: str) -> None:
-    """Choose the attention function of every module.
+    """Choose the attention function of every module, and the experts function that goes with it.
 
     On the configurations themselves: `set_attn_implementation` refuses names that contain "flash"
     unless the flash-attention package is installed.
@@ -47,6 +49,7 @@ def set_attention(model: nn.Module, attention: str) -> None:
         config = getattr(module, "config", None)
         if isinstance(config, transformers.PreTrainedConfig):
             config._attn_implementation_internal = attention
+            config._experts_implementation_internal = EAGER if attention == EAGER else EXPERTS
 
 
 @contextmanager

@@ -6,5 +6,13 @@ transformers computes.
 
 from glmcompile.rules.grids import GRID_RULES
 from glmcompile.rules.positions import POSITION_RULES, position_ids
+from glmcompile.rules.spans import SPAN_RULES, attended_spans, span_rows
 
-__all__ = ["GRID_RULES", "POSITION_RULES", "position_ids"]
+__all__ = [
+    "GRID_RULES",
+    "POSITION_RULES",
+    "SPAN_RULES",
+    "attended_spans",
+    "position_ids",
+    "span_rows",
+]

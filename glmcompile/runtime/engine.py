@@ -135,6 +135,7 @@ class Engine:
                 position_offset=ready.position_offset,
                 max_tokens=min(params.max_tokens or room, room),
                 images=ready.images,
+                whole=ready.whole,
                 priority=priority,
             )
             core.scheduler.fit(sequence)

@@ -16,6 +16,7 @@ from glmcompile.contract import (
     BLOCK_TABLE,
     FEATURE_ROWS,
     FEATURES,
+    IMAGE_SPANS,
     LOGITS_ROWS,
     PAST_LENGTHS,
     POSITIONS,
@@ -24,7 +25,7 @@ from glmcompile.contract import (
     Contract,
     VisionContract,
 )
-from glmcompile.rules import GRID_RULES
+from glmcompile.rules import GRID_RULES, attended_spans, span_rows
 
 Feeds = dict[str, NDArray[Any]]
 
@@ -82,6 +83,12 @@ def decoder_feeds(
         parts = [_features(model, each) for each in stretches]
         by_role[FEATURES] = np.concatenate([none, *(part for part in parts if part is not None)])
         by_role[FEATURE_ROWS] = np.flatnonzero(ids == model.image_token_id).astype(np.int64)
+    if model.decoder.input(IMAGE_SPANS) is not None:
+        rows_of = [
+            span_rows(attended_spans(model, each.token_ids), each.start, each.end)
+            for each in stretches
+        ]
+        by_role[IMAGE_SPANS] = np.concatenate(rows_of)
     return {port.name: by_role[port.role] for port in model.decoder.inputs if port.role in by_role}
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from glmcompile.contract import Contract
 from glmcompile.errors import InputError
-from glmcompile.rules import position_ids
+from glmcompile.rules import attended_spans, position_ids
 from glmcompile.runtime.control_tokens import PromptText
 from glmcompile.runtime.image_processor import ProcessedImage, describe, image_processor
 from glmcompile.runtime.media import OWN, ImageSource, InputPolicy
@@ -51,12 +51,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """positions: int64 [axes, tokens]; token i after the prompt is at i + position_offset."""
+    """positions: int64 [axes, tokens]; token i after the prompt is at i + position_offset.
+
+    whole: ranges whose tokens see each other.
+    """
 
     token_ids: list[int]
     images: tuple[ImageSpan, ...]
     positions: NDArray[np.int64]
     position_offset: int
+    whole: tuple[tuple[int, int], ...] = ()
 
 
 class InputProcessor:
@@ -90,8 +94,13 @@ class InputProcessor:
         self._check(ids)
         grids = [image.grid_thw for image in processed if image.grid_thw]
         positions, following = position_ids(self._model, ids, grids)
+        whole = attended_spans(self._model, np.array(ids))
         return PreparedPrompt(
-            ids, self._spans(ids, processed), positions, int(following) - len(ids)
+            ids,
+            self._spans(ids, processed),
+            positions,
+            int(following) - len(ids),
+            tuple(whole),
         )
 
     def _text(

@@ -15,6 +15,7 @@ from glmcompile.contract import (
     BLOCK_TABLE,
     FEATURE_ROWS,
     FEATURES,
+    IMAGE_SPANS,
     KEY_CACHE,
     LOGITS_ROWS,
     PAST_LENGTHS,
@@ -24,6 +25,7 @@ from glmcompile.contract import (
     Contract,
 )
 from glmcompile.errors import ArtifactError
+from glmcompile.rules import span_rows
 from glmcompile.runtime.kv_cache import KVCacheShape
 from glmcompile.runtime.sequence import Chunk
 
@@ -66,6 +68,7 @@ class ModelRunner:
         self._past = np.empty(sequences, np.int32)
         self._table = np.empty(sequences * limits.max_blocks_per_sequence, np.int32)
         self._rows = np.empty(sequences, np.int64)
+        self._spans = np.empty((tokens, 2), np.int32) if IMAGE_SPANS in self._names else None
         self._logits = np.empty((sequences, model.vocab_size), np.float32)
         features = model.decoder.input(FEATURES)
         width = int(features.shape[-1]) if features is not None else 0
@@ -125,7 +128,11 @@ class ModelRunner:
             if chunk.samples:
                 self._rows[sampled] = end - 1
                 sampled += 1
+            if self._spans is not None:
+                self._spans[row:end] = span_rows(list(sequence.whole), chunk.start, chunk.end)
             row = end
+        if self._spans is not None:
+            self._bind(IMAGE_SPANS, self._spans[:total])
         self._bind(TOKEN_IDS, self._input_ids[:total])
         self._bind(POSITIONS, positions if axes > 1 else positions[0])
         self._bind(BLOCK_TABLE, table)

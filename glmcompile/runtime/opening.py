@@ -38,7 +38,9 @@ def open_core(
     limits = Limits(
         options.max_batched_tokens, options.max_sequences, min(num_blocks, context_blocks)
     )
-    blocks = BlockManager(num_blocks, options.block_size, options.prefix_caching)
+    # Where all of a prompt sees all of it, no beginning of one is that of another.
+    reuses = options.prefix_caching and model.spans != "whole_prompt"
+    blocks = BlockManager(num_blocks, options.block_size, reuses)
     runner = ModelRunner(decoder, model, cache, num_blocks, limits)
     encoder = None
     if model.vision is not None:

@@ -51,6 +51,7 @@ class Sequence:
     token_ids: prompt and answer.
     positions: int64 [axes, prompt tokens]; token i of the answer is at i + position_offset.
     max_tokens: length of the answer at which it ends, context and cache taken into account.
+    whole: ranges of the prompt whose tokens see each other, so that one step computes all of them.
     priority: the lower, the earlier it is admitted.
     num_computed_tokens: tokens whose keys and values are in the cache.
     num_cached_tokens: of those, how many were there before the request first ran.
@@ -65,6 +66,7 @@ class Sequence:
     position_offset: int
     max_tokens: int
     images: tuple[ImageSpan, ...] = ()
+    whole: tuple[tuple[int, int], ...] = ()
     priority: int = 0
     state: State = State.WAITING
     block_table: list[int] = field(default_factory=list)
@@ -85,6 +87,11 @@ class Sequence:
     def is_decoding(self) -> bool:
         """Whether what is left to compute belongs to the answer alone."""
         return self.num_computed_tokens >= self.num_prompt_tokens
+
+    def uncut(self, end: int) -> int:
+        """The last place up to `end` where a step may stop."""
+        inside = (start for start, stop in self.whole if start < end < stop)
+        return max(next(inside, end), self.num_computed_tokens)
 
     @property
     def pending_images(self) -> list[ImageSpan]:

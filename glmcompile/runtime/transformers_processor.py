@@ -82,7 +82,7 @@ class TransformersProcessor:
 
 def image_arrays(made: Any) -> dict[str, NDArray[Any]]:
     """What a processor gives beside the text's tokens."""
-    text = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+    text = ("input_ids", "attention_mask", "labels", *TOKEN_KINDS)
     return {
         name: np.asarray(value)
         for name, value in made.items()
@@ -98,6 +98,7 @@ def grid_of(arrays: dict[str, NDArray[Any]]) -> tuple[int, ...]:
     return ()
 
 
+TOKEN_KINDS = ("token_type_ids", "mm_token_type_ids")
 GRIDS = ("image_grid_thw", "grid_thw", "target_sizes", "image_grid_hws")
 
 
