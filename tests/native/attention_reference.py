@@ -47,7 +47,7 @@ PAGED_INPUTS = [
     "attention_metadata",
 ]
 # Those of com.glmcompile::PagedAttention, which is com.microsoft's with more of them.
-EXTENDED_INPUTS = [*PAGED_INPUTS, "attend_span"]
+EXTENDED_INPUTS = [*PAGED_INPUTS, "attend_span", "alibi_slopes"]
 
 _TYPES = {
     np.dtype(np.float32): TensorProto.FLOAT,
@@ -153,13 +153,23 @@ def run_varlen(
 
 
 def attend(
-    query: Array, key: Array, value: Array, visible: Array, scale: float, softcap: float, sink: Any
+    query: Array,
+    key: Array,
+    value: Array,
+    visible: Array,
+    scale: float,
+    softcap: float,
+    sink: Any,
+    bias: Any = 0.0,
 ) -> Array:
-    """One head: query [q, d], key and value [k, d], visible [q, k]; 0 for a row without keys."""
+    """One head: query [q, d], key and value [k, d], visible [q, k]; 0 for a row without keys.
+
+    bias: [q, k], added to the capped scores.
+    """
     scores = query @ key.T * scale
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
-    scores = np.where(visible, scores, -np.inf)
+    scores = np.where(visible, scores + bias, -np.inf)
     top = scores.max(axis=1, initial=-1e30 if sink is None else max(sink, -1e30))[:, None]
     weights = np.exp(scores - top)
     total = weights.sum(axis=1, keepdims=True)
@@ -303,9 +313,10 @@ def paged_reference(
             kv = head // (heads // kv_heads)
             sink = float(feed["head_sink"][head]) if "head_sink" in feed else None
             scale = a.get("scale") or size**-0.5
+            slope = float(feed["alibi_slopes"][head]) if "alibi_slopes" in feed else 0.0
             output[tokens, head] = attend(
                 query[tokens, head], key[:, kv], value[:, kv], visible, scale,
-                a.get("softcap", 0.0), sink,
+                a.get("softcap", 0.0), sink, -slope * distance,
             )  # fmt: skip
     return output.reshape(len(query), heads * output.shape[-1])
 

@@ -190,6 +190,17 @@ def test_every_token_needs_a_span() -> None:
         assert_rejected(feed, SHAPE.attributes, r"attend_span: expected \[13, 2\]")
 
 
+def test_malformed_slopes_are_named() -> None:
+    for slopes, message in (
+        (np.zeros(3), r"alibi_slopes: expected \[4\], got \[3\]"),
+        (np.zeros((4, 1)), r"alibi_slopes: expected \[4\], got \[4, 1\]"),
+        (np.array([0, 1, np.inf, 0]), "alibi_slopes: entry 2 is inf, expected a finite number"),
+        (np.array([0, np.nan, 1, 0]), "alibi_slopes: entry 1 is -?nan"),
+    ):
+        feed = batch() | {"alibi_slopes": slopes.astype(np.float32)}
+        assert_rejected(feed, SHAPE.attributes, message)
+
+
 def test_onnx_runtimes_own_operator_has_its_schema_and_no_more() -> None:
     feed = batch()
     feed["attend_span"] = image_spans(feed)

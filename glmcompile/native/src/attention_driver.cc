@@ -363,6 +363,8 @@ class Run {
   }
 
   // Row r of a task is query r / group of head kv_head * group + r % group.
+  int head_of(const Task& task, int row) const { return task.kv_head * group_ + row % group_; }
+
   void pack_queries(const Task& task, const Workspace& space) const {
     const float* rows[kRowBlock];
     float scale[kMaxHeadSize];
@@ -373,7 +375,7 @@ class Run {
     for (int first = 0; first < count; first += kRowBlock) {
       const int block = std::min(kRowBlock, count - first);
       for (int i = 0; i < block; ++i) {
-        const int r = first + i, head = task.kv_head * group_ + r % group_;
+        const int r = first + i, head = head_of(task, r);
         const int64_t token = task.segment->first_query + task.first + r / group_;
         rows[i] = p_.query + token * p_.query_stride + static_cast<int64_t>(head) * p_.head.key;
       }
@@ -402,6 +404,7 @@ class Run {
     for (int first = 0; first < rows; first += kRowBlock) {
       const int block = std::min(kRowBlock, rows - first);
       int begin[kRowBlock], end[kRowBlock];
+      float slope[kRowBlock], distance[kRowBlock];
       bool any = false;
       for (int i = 0; i < block; ++i) {
         const Keys seen = keys_of_query(segment, task.first + (first + i) / group_);
@@ -410,6 +413,7 @@ class Run {
         any |= begin[i] < end[i];
       }
       if (!any) continue;
+      if (p_.alibi_slopes != nullptr) find_slopes(task, first, block, base, slope, distance);
       const AttendTile call{queries_from(space, first),
                             block,
                             p_.head,
@@ -418,6 +422,8 @@ class Run {
                             end,
                             keys.unmapped ? keys.bias : nullptr,
                             p_.softcap * kLog2E,
+                            p_.alibi_slopes != nullptr ? slope : nullptr,
+                            distance,
                             space.scores,
                             space.part,
                             {state.max + first, state.sum + first,
@@ -426,6 +432,16 @@ class Run {
         kernels_.attend(call);
       else
         kernels_.attend_unpacked(call, walk.rows(), walk.ahead());
+    }
+  }
+
+  // Of the task's rows [first, first + count) and the tile that begins with key `base`.
+  void find_slopes(const Task& task, int first, int count, int64_t base, float* slope,
+                   float* distance) const {
+    for (int i = 0; i < count; ++i) {
+      const int row = first + i;
+      slope[i] = p_.alibi_slopes[head_of(task, row)] * kLog2E;
+      distance[i] = static_cast<float>(base - task.segment->past - task.first - row / group_);
     }
   }
 
@@ -495,7 +511,7 @@ class Run {
     channel_scales(task, task.segment->value_scale, p_.value_scale, p_.value_scale_per_channel,
                    p_.head.value, scale);
     for (int r = 0; r < rows; ++r) {
-      const int head = task.kv_head * group_ + r % group_;
+      const int head = head_of(task, r);
       const int64_t token = task.segment->first_query + task.first + r / group_;
       float* out = p_.output + (token * p_.num_heads + head) * p_.head.value;
       const float* in = state.output + static_cast<size_t>(r) * value_width_;

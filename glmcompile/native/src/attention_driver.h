@@ -34,6 +34,8 @@ struct AttentionProblem {
   // between those and the window's. Clipped to its segment's keys; null or empty = none.
   const int32_t* attend_span = nullptr;
   const float* head_sink = nullptr;  // [num_heads]
+  // [num_heads] ALiBi: slope * (key's position - query's) is added to scores after scale and cap.
+  const float* alibi_slopes = nullptr;
 
   const float* query;  // row i of head h at query + i * query_stride + h * head.key
   int64_t query_stride;

@@ -93,8 +93,8 @@ class FloatKernels {
   static void softmax(const AttendTile& task, int from, int to) {
     for (int r = 0; r < task.rows; ++r) {
       float* row = task.scratch + r * kKeyTile;
-      softmax_row<V>(row, from, to, task.begin[r], task.end[r], task.bias, task.softcap,
-                     task.part.max + r, task.part.sum + r, [row](int key, F p) {
+      softmax_row<V>(row, from, to, RowMask(task, r, 1.0f), task.part.max + r, task.part.sum + r,
+                     [row](int key, F p) {
                        V::store(row + key, p);
                        return p;
                      });

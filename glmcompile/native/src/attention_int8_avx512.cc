@@ -329,8 +329,7 @@ class Int8Kernels {
   static void softmax(const AttendTile& task, int from, int to, float* top, float* sum) {
     const float* unit = task.queries.scale;
     for (int r = 0; r < task.rows; ++r)
-      top[r] = mask_scores<V>(task.scratch + r * kKeyTile, from, to, task.begin[r], task.end[r],
-                              task.bias, task.softcap / unit[r]);
+      top[r] = mask_scores<V>(task.scratch + r * kKeyTile, from, to, RowMask(task, r, unit[r]));
     for (int r = 0; r < task.rows; ++r) {
       sum[r] = probabilities(task.scratch + r * kKeyTile, from, to, top[r], unit[r]);
       top[r] = top[r] * unit[r] - kLog2Of255;

@@ -79,6 +79,10 @@ struct AttendTile {
   const int* end;     // [rows] past-the-last key of the tile each row attends; begin < end for one
   const float* bias;  // [kKeyTile] 0 or -inf (unmapped page), or null
   float softcap;      // in the base-2 domain; 0 = none
+  // [rows] ALiBi: after the cap, slope * (distance + key of the tile) is added, in the base-2 domain;
+  // distance is the position of the tile's first key minus the query's. Null slope = none.
+  const float* slope;
+  const float* distance;
   float* scratch;     // [kRowBlock, kKeyTile] float
   SoftmaxState part;  // of kRowBlock rows, for results that still have to be folded
   SoftmaxState state;

@@ -18,6 +18,7 @@ struct PagedAttention::Call {
   std::vector<Segment> segments;
   std::vector<int64_t> position, slot;  // [tokens]
   const int32_t* attend_span = nullptr;
+  const float* alibi_slopes = nullptr;
   HeadTransform transform;
   const float *query_norm = nullptr, *key_norm = nullptr, *head_sink = nullptr;
 };
@@ -71,13 +72,14 @@ PagedAttention::PagedAttention(const KernelInfo& info)
 }
 
 PagedAttention::Call PagedAttention::read(const KernelContext& context,
-                                          const Tensor& attend_span) const {
+                                          const Extensions& extensions) const {
   Call call;
   read_caches(context, &call);
   read_activations(context, &call);
   read_sequences(context, &call);
   read_rotary_and_norm(context, &call);
-  if (attend_span) read_span(attend_span, &call);
+  if (extensions.attend_span) read_span(extensions.attend_span, &call);
+  if (extensions.alibi_slopes) read_slopes(extensions.alibi_slopes, &call);
   return call;
 }
 
@@ -271,8 +273,17 @@ void PagedAttention::read_span(const Tensor& attend_span, Call* call) {
   }
 }
 
-void PagedAttention::run(KernelContext& context, const Tensor& attend_span) const {
-  Call call = read(context, attend_span);
+void PagedAttention::read_slopes(const Tensor& alibi_slopes, Call* call) const {
+  check(alibi_slopes.rank() == 1 && alibi_slopes.dim(0) == num_heads_, "alibi_slopes: expected [",
+        num_heads_, "], got ", alibi_slopes.shape_text());
+  call->alibi_slopes = alibi_slopes.data<float>();
+  for (int64_t h = 0; h < num_heads_; ++h)
+    check(std::isfinite(call->alibi_slopes[h]), "alibi_slopes: entry ", h, " is ",
+          call->alibi_slopes[h], ", expected a finite number");
+}
+
+void PagedAttention::run(KernelContext& context, const Extensions& extensions) const {
+  Call call = read(context, extensions);
   const int64_t query_width = num_heads_ * call.head.key;
   const int64_t output_shape[] = {call.tokens, num_heads_ * call.head.value};
   const Tensor output = context.output(0, output_shape, 2);
@@ -318,6 +329,7 @@ void PagedAttention::run(KernelContext& context, const Tensor& attend_span) cons
   problem.window = local_window_size_;
   problem.causal = is_causal_;
   problem.attend_span = call.attend_span;
+  problem.alibi_slopes = call.alibi_slopes;
   problem.head_sink = call.head_sink;
   const bool transformed = update.transformed_query != nullptr;
   problem.query = transformed ? update.transformed_query : call.query;

@@ -54,23 +54,27 @@ class PagedAttention {
   static constexpr Alias kAliases[] = {{kKeyCache, 1}, {kValueCache, 2}};
 
   explicit PagedAttention(const KernelInfo& info);
-  void compute(KernelContext& context) const { run(context, Tensor()); }
+  void compute(KernelContext& context) const { run(context, {}); }
 
  protected:
-  // attend_span: see ExtendedPagedAttention; absent = none.
-  void run(KernelContext& context, const Tensor& attend_span) const;
+  // The inputs of ExtendedPagedAttention; absent = none.
+  struct Extensions {
+    Tensor attend_span, alibi_slopes;
+  };
+  void run(KernelContext& context, const Extensions& extensions) const;
 
  private:
   enum class Quantization { kNone, kPerTensor, kPerChannel };
   struct Call;  // what one call's inputs say, once checked
 
   static Quantization quantization(const KernelInfo& info, const char* name);
-  Call read(const KernelContext& context, const Tensor& attend_span) const;
+  Call read(const KernelContext& context, const Extensions& extensions) const;
   void read_caches(const KernelContext& context, Call* call) const;
   void read_activations(const KernelContext& context, Call* call) const;
   void read_sequences(const KernelContext& context, Call* call) const;
   void read_rotary_and_norm(const KernelContext& context, Call* call) const;
   static void read_span(const Tensor& attend_span, Call* call);
+  void read_slopes(const Tensor& alibi_slopes, Call* call) const;
   const float* read_scale(const Tensor& scale, const Tensor& cache,
                           Quantization granularity) const;
 
@@ -90,16 +94,21 @@ class PagedAttention {
 //   window. A token outside of images has first = end; an empty span changes nothing. The span is
 //   clipped to the keys that its sequence has in this call: that an image is not cut by a step is
 //   the caller's business.
+// alibi_slopes: [num_heads]; a head's slope times (position of the key - position of the query) is
+//   added to its scores, after scale and softcap (Press et al., "Train Short, Test Long").
 class ExtendedPagedAttention : public PagedAttention {
  public:
   static constexpr const char* kDomain = "com.glmcompile";
-  enum MoreInput { kAttendSpan = std::size(PagedAttention::kInputs) };
+  enum MoreInput { kAttendSpan = std::size(PagedAttention::kInputs), kAlibiSlopes };
   static constexpr auto kInputs = joined(PagedAttention::kInputs, {
       {"attend_span", Type::kInt32, true},
+      {"alibi_slopes", Type::kFloat, true},
   });
 
   using PagedAttention::PagedAttention;
-  void compute(KernelContext& context) const { run(context, context.input(kAttendSpan)); }
+  void compute(KernelContext& context) const {
+    run(context, {context.input(kAttendSpan), context.input(kAlibiSlopes)});
+  }
 };
 
 }  // namespace glmcompile
