@@ -1,6 +1,7 @@
 #include "packed_causal_conv.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "packed_sequences.h"
 #include "scratch_buffer.h"
@@ -16,21 +17,37 @@ bool is_silu(const std::string& activation) {
   return !activation.empty();
 }
 
-// Columns of `from`, `columns` of them to a row and as far apart, as rows kConvChannels apart.
-void to_rows(const float* from, int64_t channels, int64_t columns, float* to) {
+// Makes the history that of the token after the last: the last kernel - 1 of history and x.
+void move_on(const ConvRows& rows, float* history) {
+  const int64_t before = rows.kernel - 1;
+  for (int64_t j = 0; j < before; ++j) {
+    const int64_t token = rows.tokens + j;
+    const float* row = token < before ? history + token * kConvChannels
+                                      : rows.x + (token - before) * rows.stride;
+    std::copy(row, row + rows.channels, history + j * kConvChannels);
+  }
+}
+
+// Columns of `from`, which has `columns` of them, to rows kConvChannels apart.
+inline void to_rows(const float* __restrict from, int64_t channels, int64_t columns,
+                    float* __restrict to) {
   for (int64_t c = 0; c < channels; ++c)
     for (int64_t j = 0; j < columns; ++j) to[j * kConvChannels + c] = from[c * columns + j];
 }
 
-// The last kernel - 1 tokens of history and x.
-void keep_last(const ConvRows& rows, float* state) {
-  const int64_t before = rows.kernel - 1;
-  for (int64_t j = 0; j < before; ++j) {
-    const int64_t token = rows.tokens + j;
-    const float* row = token < before ? rows.history + token * kConvChannels
-                                      : rows.x + (token - before) * rows.stride;
-    for (int64_t c = 0; c < rows.channels; ++c) state[c * before + j] = row[c];
-  }
+inline void to_columns(const float* __restrict from, int64_t channels, int64_t columns,
+                       float* __restrict to) {
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t j = 0; j < columns; ++j) to[c * columns + j] = from[j * kConvChannels + c];
+}
+
+// transpose(columns) where compilers know the usual numbers of columns and shuffle whole vectors.
+template <class Transpose>
+void with_known_columns(int64_t columns, const Transpose& transpose) {
+  if (columns == 2) transpose(std::integral_constant<int64_t, 2>{});
+  else if (columns == 3) transpose(std::integral_constant<int64_t, 3>{});
+  else if (columns == 4) transpose(std::integral_constant<int64_t, 4>{});
+  else transpose(columns);
 }
 
 }  // namespace
@@ -73,11 +90,15 @@ void PackedCausalConv::compute(KernelContext& context) const {
     const int64_t last = std::min((first_block + group) * kConvChannels, channels);
     for (int64_t first = first_block * kConvChannels; first < last; first += kConvChannels) {
       const int64_t count = std::min(kConvChannels, channels - first);
-      to_rows(w + first * kernel, count, kernel, taps);
+      with_known_columns(kernel, [&](auto columns) {
+        to_rows(w + first * kernel, count, columns, taps);
+      });
       for (const PackedSequence& sequence : sequences) {
         float* state = states + (sequence.slot * channels + first) * before;
         if (sequence.fresh) std::fill(history, history + before * kConvChannels, 0.0f);
-        else to_rows(state, count, before, history);
+        else with_known_columns(before, [&](auto columns) {
+          to_rows(state, count, columns, history);
+        });
         ConvRows rows{};
         rows.tokens = sequence.tokens;
         rows.channels = count;
@@ -90,7 +111,10 @@ void PackedCausalConv::compute(KernelContext& context) const {
         rows.bias = b != nullptr ? b + first : nullptr;
         rows.silu = silu_;
         kernels_->causal_conv(rows);
-        keep_last(rows, state);
+        move_on(rows, history);
+        with_known_columns(before, [&](auto columns) {
+          to_columns(history, count, columns, state);
+        });
       }
     }
   });
