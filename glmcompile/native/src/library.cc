@@ -11,6 +11,9 @@
 #include "linear_w8a8.h"
 #include "moe.h"
 #include "ort_abi.h"
+#include "packed_causal_conv.h"
+#include "packed_gated_delta_rule.h"
+#include "packed_mamba2.h"
 #include "packed_rotary.h"
 #include "paged_attention.h"
 #include "varlen_attention.h"
@@ -38,6 +41,9 @@ const Registration* operators(size_t* count) {
       registration<EmbeddingW8>(),
       registration<LinearW8A8>(),
       registration<MoE>(),
+      registration<PackedCausalConv>(),
+      registration<PackedGatedDeltaRule>(),
+      registration<PackedMamba2>(),
       registration<PackedRotary>(),
       registration<VarlenAttention>(),
       registration<ExtendedPagedAttention>(),
