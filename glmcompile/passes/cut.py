@@ -116,20 +116,39 @@ def _sink(
     weights that the next layer or the output begins with goes with them.
     """
     movable: dict[int, list[ir.Node]] = {}
+    watching = _watching(graph)
     for node in reversed(graph):
         stage = stages[node]
-        outputs = [output for output in node.outputs if output.uses() or output.is_graph_output()]
-        if stage == 0 or any(output.is_graph_output() for output in outputs):
+        if stage == 0 or node in watching or any(is_parameter(value) for value in node.inputs):
             continue
-        if any(is_parameter(value) for value in node.inputs):
+        if any(output.is_graph_output() for output in node.outputs):
             continue
         own = movable.setdefault(stage, [])
-        users = [use.node for output in outputs for use in output.uses()]
+        users = [use.node for output in node.outputs for use in output.uses()]
+        users = [user for user in users if user not in watching]
         if users and all(stages[user] > stage or user in own for user in users):
             own.append(node)
     given = _given(graph, is_parameter)
     for stage, nodes in movable.items():
         _move(stage, nodes[::-1], stages, given)
+    for node in graph:  # who watches a value goes with those who use it
+        if node in watching:
+            value = node.inputs[0]
+            users = [] if value is None else [use.node for use in value.uses()]
+            others = [stages[user] for user in users if user not in watching]
+            stages[node] = min(others, default=max(_stage(each, stages) for each in node.inputs))
+
+
+def _watching(graph: ir.Graph) -> set[ir.Node]:
+    """Nodes that serve nothing but an output beside the component's own, which is the first."""
+    found: set[ir.Node] = set()
+    own = graph.outputs[0]
+    for node in reversed(graph):
+        users = [use.node for output in node.outputs for use in output.uses()]
+        ends = [output for output in node.outputs if output.is_graph_output()]
+        if own not in ends and (ends or users) and all(user in found for user in users):
+            found.add(node)
+    return found
 
 
 def _given(graph: ir.Graph, is_parameter: Callable[[ir.Value | None], bool]) -> frozenset[ir.Value]:
@@ -158,8 +177,8 @@ def _move(
         if fewest is None or crossing < fewest:
             best, fewest = start, crossing
     for node in reversed(nodes[best:]):
-        users = [stages[use.node] for output in node.outputs for use in output.uses()]
-        stages[node] = min(users)
+        users = [use.node for output in node.outputs for use in output.uses()]
+        stages[node] = min(stages[user] for user in users if stages[user] > stage)
 
 
 def _taken(stage: int, moved: list[ir.Node], stages: Mapping[ir.Node, int]) -> set[ir.Value]:
