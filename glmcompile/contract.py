@@ -25,6 +25,8 @@ TOKEN_IDS, POSITIONS, LOGITS_ROWS, LOGITS = "token_ids", "positions", "logits_ro
 IMAGE_SPANS = "image_spans"
 SEQUENCE_ENDS, PAST_LENGTHS, BLOCK_TABLE = "sequence_ends", "past_lengths", "block_table"
 KEY_CACHE, VALUE_CACHE = "key_cache", "value_cache"
+# Of recurrent layers: pools with a slot for each sequence, and which slot each one has.
+STATE, STATE_SLOTS = "state", "state_slots"
 
 
 @dataclass(frozen=True)

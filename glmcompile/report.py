@@ -14,15 +14,15 @@ from glmcompile.artifact import Artifact
 def describe(artifact: Artifact) -> Group:
     """The manifest of a verified engine: model, files, quantization, parity."""
     manifest, model = artifact.manifest, artifact.model
-    first = model.attention[0]
+    shapes = Counter(f"{a.heads} heads, {a.kv_heads} of KV, {a.head_size}" for a in model.attention)
+    attention = "; ".join(f"{count} layers ({shape})" for shape, count in shapes.items())
     facts = Table("", "", title=str(artifact.path), show_header=False)
     facts.add_row("architecture", model.architecture)
     facts.add_row("precision", manifest["precision"])
     facts.add_row("target", manifest["target"])
     facts.add_row(
         "decoder",
-        f"{len(model.attention)} layers, hidden {model.hidden_size}, {first.heads} heads, "
-        f"{first.kv_heads} KV heads of {first.head_size}, vocabulary {model.vocab_size}",
+        f"{attention}, hidden {model.hidden_size}, vocabulary {model.vocab_size}",
     )
     facts.add_row("context", f"{model.context_length} tokens")
     if (quantization := manifest.get("quantization")) is not None:

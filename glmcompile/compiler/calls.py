@@ -35,7 +35,8 @@ class Call:
 
     feeds: every input but the caches, and the image's arrays where these are made when wanted.
     caches: calls of the same name share their caches, which the first of them finds empty.
-    blocks: how many blocks the caches have; 0 outside the decoder.
+    blocks: how many blocks the caches have, slots: how many sequences have a state; 0 outside the
+        decoder.
     rows: of the compared samples' packed tokens those that this call computes, None for all.
     share: of the compared images those that lie before this call's, its own and all, in units that
         a value's rows are proportional to; None for all.
@@ -46,6 +47,7 @@ class Call:
     feeds: Feeds
     caches: str = ""
     blocks: int = 0
+    slots: int = 0
     rows: NDArray[np.int64] | None = None
     share: tuple[int, int, int] | None = None
     image: ImageInputs | None = None
@@ -143,8 +145,8 @@ def _decoder_calls(
             ]
         )
         label = name if len(cuts) == 1 else f"{name}{number}"
-        feeds = decoder_feeds(checkpoint.model, stretches)
-        calls.append(Call(label, feeds, name, len(shuffled), rows))
+        feeds = decoder_feeds(checkpoint.model, stretches, slots=np.array(active, np.int32))
+        calls.append(Call(label, feeds, name, len(shuffled), len(samples), rows))
         done = end
     return calls
 
@@ -190,5 +192,5 @@ def calibration_calls(
         blocks = np.arange(-(-length // BLOCK_SIZE), dtype=np.int32)
         rows = np.unique(np.linspace(0, length - 1, min(length, LOGITS_ROWS)).astype(np.int64))
         stretch = Stretch(0, length, sample.token_ids, positions, blocks, features)
-        calls.append(Call(name, decoder_feeds(model, [stretch], rows), name, len(blocks)))
+        calls.append(Call(name, decoder_feeds(model, [stretch], rows), name, len(blocks), 1))
     return calls

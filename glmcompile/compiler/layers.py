@@ -37,7 +37,7 @@ from glmcompile.compiler.comparison import (
 from glmcompile.compiler.samples import Sample
 from glmcompile.compiler.store import Store
 from glmcompile.compiler.timing import compiling, exporting
-from glmcompile.contract import DECODER, KEY_CACHE, VALUE_CACHE
+from glmcompile.contract import DECODER, KEY_CACHE, STATE, VALUE_CACHE
 from glmcompile.export import export_component
 from glmcompile.export.save import Place, WeightsWriter, is_external, save_graph
 from glmcompile.passes import simplify
@@ -293,7 +293,7 @@ class _ComponentCompiler:
     def _before(self, segment: Segment, call: Call, like: NDArray[Any]) -> NDArray[Any] | float:
         """What a segment adds to: its float32 input of the output's shape; 0 without one."""
         for name in segment.inputs:
-            if not is_cache(name):
+            if not is_cache(name) and not name.startswith(f"{STATE}."):
                 value = _given(call, name, self._floats)
                 if value.dtype == np.float32 and value.shape == like.shape:
                     return value
@@ -330,10 +330,15 @@ class _Opened:
             for each in self._session.get_inputs()
             if is_cache(each.name)
         }
+        self.states = {
+            each.name: tuple(each.shape[1:])
+            for each in self._session.get_inputs()
+            if each.name.startswith(f"{STATE}.")
+        }
         self.inputs = [
             each.name
             for each in self._session.get_inputs()
-            if each.name not in weights and each.name not in self.pools
+            if each.name not in {**weights, **self.pools, **self.states}
         ]
         self.cache_dtype = cache_dtype(self._session) if self.pools else np.dtype(np.float32)
 
@@ -351,10 +356,13 @@ def _run(
     """
     pools: dict[str, dict[str, ort.OrtValue]] = {}
     for number, call in enumerate(calls):
-        if segment.pools and call.caches not in pools:
+        if (segment.pools or segment.states) and call.caches not in pools:
             pools[call.caches] = {
                 name: _value(np.zeros((call.blocks, *shape), segment.cache_dtype))
                 for name, shape in segment.pools.items()
+            } | {
+                name: _value(np.zeros((call.slots, *shape), np.float32))
+                for name, shape in segment.states.items()
             }
         feeds = {name: _value(_given(call, name, values)) for name in segment.inputs}
         outputs: Arrays = {}

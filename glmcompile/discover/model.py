@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from glmcompile.contract import (
     PAST_LENGTHS,
     POSITIONS,
     SEQUENCE_ENDS,
+    STATE,
+    STATE_SLOTS,
     TOKEN_IDS,
     VALUE_CACHE,
     VISION,
@@ -39,6 +42,7 @@ from glmcompile.errors import CheckpointError, GlmcompileError, UnsupportedArchi
 from glmcompile.export.attention import (
     PAGED_ATTENTION,
     VARLEN_ATTENTION,
+    StateCall,
     Tracing,
     tracing,
 )
@@ -99,7 +103,7 @@ def discover(checkpoint: Checkpoint) -> tuple[Contract, Structure]:
     attention = tuple(call.shape for call in state.calls)
     components = {
         DECODER: Component(
-            _step_inputs(attention, axes, width, spans is not None),
+            _step_inputs(attention, axes, width, spans is not None, state.states),
             (Port("logits", LOGITS, "float32", ("rows", text.vocab_size)),),
         )
     }
@@ -139,7 +143,8 @@ def _probe(
         zip((port.role for port in component.inputs), example_inputs(component), strict=True)
     )
     step = Decoder(model, structure, component)
-    trail, state = Trail(), Tracing()
+    trail = Trail()
+    state = Tracing(layer=lambda: trail.layers[-1] if trail.layers else "")
     tokens = len(ids)
     try:
         with (
@@ -166,8 +171,10 @@ def _probe(
             f"{idle[0]} ({type(model.get_submodule(idle[0])).__name__}) keeps something from token "
             "to token outside transformers' attention interface",
         )
-    if not state.calls:
-        raise _unsupported(checkpoint, "no layer calls transformers' attention interface")
+    if not state.calls and not state.states:
+        raise _unsupported(
+            checkpoint, "no layer calls transformers' attention interface or a known recurrence"
+        )
     return trail, state
 
 
@@ -206,6 +213,7 @@ def _layers_without_state(model: nn.Module, trail: Trail, state: Tracing) -> lis
     their own, both of which a graph would hold wrongly."""
     paths = {id(module): path for path, module in model.named_modules()}
     attending = [paths[id(call.module)] for call in state.calls]
+    attending += [call.layer for call in state.states]
     found = []
     for layer in trail.layers:
         if any(path.startswith(f"{layer}.") or path == layer for path in attending):
@@ -222,7 +230,11 @@ _CACHES = {"cache", "cache_params", "past_key_values", "layer_past", "past_key_v
 
 
 def _step_inputs(
-    attention: tuple[Attention, ...], axes: int, features: int, spans: bool
+    attention: tuple[Attention, ...],
+    axes: int,
+    features: int,
+    spans: bool,
+    states: Sequence[StateCall] = (),
 ) -> tuple[Port, ...]:
     """The decoder's ports.
 
@@ -244,6 +256,11 @@ def _step_inputs(
     ]
     if spans:
         ports.append(Port("attend_span", IMAGE_SPANS, "int32", ("tokens", 2)))
+    if states:
+        ports.append(Port("state_slots", STATE_SLOTS, "int32", ("sequences",)))
+    for number, call in enumerate(states):
+        shape: tuple[int | str, ...] = ("num_slots", *call.shape)
+        ports.append(Port(f"state.{number}", STATE, "float32", shape, number))
     for layer, each in enumerate(attention):
         pool = ("num_blocks", "block_size", each.kv_heads)
         ports += [

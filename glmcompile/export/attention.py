@@ -69,6 +69,15 @@ class AttentionCall:
     queries: int = 0
 
 
+@dataclass(frozen=True)
+class StateCall:
+    """One call of a recurrent operator. shape: of a sequence's state. layer: where, if known."""
+
+    operator: str
+    shape: tuple[int, ...]
+    layer: str
+
+
 @dataclass
 class Tracing:
     """What the attention functions see while a component runs.
@@ -76,15 +85,28 @@ class Tracing:
     caches: keys and values [num_blocks, block_size, kv_heads, head_size] of each layer, in the
     order of the calls; empty while a model is only probed. batch: cumulative_sequence_length,
     past_seqlens, block_table. spans: int32 [tokens, 2], the places of each token's image.
+    state_pools: [slots, ...] of each recurrent operator; state_batch: state_slots,
+    cumulative_sequence_length, past_seqlens. layer: tells which one runs.
     """
 
     caches: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
     batch: tuple[torch.Tensor, ...] = ()
     spans: torch.Tensor | None = None
+    state_pools: Sequence[torch.Tensor] = ()
+    state_batch: tuple[torch.Tensor, ...] = ()
+    layer: Callable[[], str] = str
     calls: list[AttentionCall] = field(default_factory=list)
+    states: list[StateCall] = field(default_factory=list)
 
 
 _current: ContextVar[Tracing | None] = ContextVar("tracing", default=None)
+
+
+def current_tracing() -> Tracing:
+    """What the component that runs is traced with."""
+    state = _current.get()
+    assert state is not None
+    return state
 
 
 @contextmanager
@@ -114,8 +136,7 @@ def paged_attention(
     query, key, value: [1, heads, tokens, head_size], packed; output [1, tokens, heads, value_size].
     Raises UnsupportedArchitectureError for a mask or an argument that the operator does not know.
     """
-    state = _current.get()
-    assert state is not None
+    state = current_tracing()
     _refuse_unknown(module, others)
     _, heads, tokens, head_size = query.shape
     kv_heads, value_size = key.shape[1], value.shape[-1]
@@ -174,8 +195,7 @@ def varlen_attention(
     batch is a segment. What the operator does not do (a mask, keys of another length) stays
     attention of the standard operators.
     """
-    state = _current.get()
-    assert state is not None
+    state = current_tracing()
     _refuse_unknown(module, others)
     batch, heads, tokens, head_size = query.shape
     shape = Attention(heads, key.shape[1], head_size, value.shape[-1])

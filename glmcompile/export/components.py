@@ -26,12 +26,15 @@ from glmcompile.contract import (
     POSITIONS,
     PROCESSED,
     SEQUENCE_ENDS,
+    STATE,
+    STATE_SLOTS,
     TOKEN_IDS,
     VALUE_CACHE,
     Component,
     Computed,
 )
 from glmcompile.export.attention import Tracing, tracing
+from glmcompile.export.recurrent import recurrent_layers
 from glmcompile.export.replacements import GridInputs, replaced
 
 # Sizes of the traced example. Distinct, and above 1, so that no dimension is taken for a constant
@@ -45,10 +48,11 @@ EXAMPLE_SIZES = {
     "rows": 5,
     "num_blocks": 7,
     "block_size": 32,
+    "num_slots": 6,
 }
 # Dimensions that nothing but the attention operator sees; two symbols for every cache would make
 # tracing several times slower.
-UNTRACED = {"sequences", "sequences_plus_1", "max_blocks", "num_blocks", "block_size"}
+UNTRACED = {"sequences", "sequences_plus_1", "max_blocks", "num_blocks", "block_size", "num_slots"}
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,9 @@ class Decoder(TracedComponent):
         batch = tuple(inputs[role][0] for role in (SEQUENCE_ENDS, PAST_LENGTHS, BLOCK_TABLE))
         features = inputs[FEATURES][0] if FEATURES in inputs else None
         spans = inputs[IMAGE_SPANS][0] if IMAGE_SPANS in inputs else None
-        with tracing(Tracing(caches, batch, spans)):
+        pools = inputs.get(STATE, [])
+        slots = (inputs[STATE_SLOTS][0], *batch[:2]) if pools else ()
+        with tracing(Tracing(caches, batch, spans, pools, slots)):
             return self.call(
                 inputs[TOKEN_IDS][0],
                 inputs[POSITIONS][0],
@@ -257,6 +263,7 @@ class Decoder(TracedComponent):
                 output = self.structure.form.split(features, hidden)
                 arguments["mm_encoder_outputs"] = {"image": output}
                 stack.enter_context(_IndexedTokens(feature_rows))
+            stack.enter_context(recurrent_layers())
             stack.enter_context(selected_rows(self.model, self.structure.head, rows))
             logits = self.model(**arguments).logits
         return logits.squeeze(0) if logits.ndim == 3 else logits

@@ -143,8 +143,12 @@ def _own(graph: ir.Graph, value: ir.Value, layers: Sequence[str], number: int) -
         )
         graph.initializers[renamed] = own
         return own
-    if value.is_graph_input() and name.endswith(f"_cache.{TRACED - 1}"):
-        wanted = f"{name.rpartition('.')[0]}.{number}"
+    kind, _, index = name.rpartition(".")
+    if value.is_graph_input() and index.isdigit():
+        # A layer may have several of a kind: those of the traced one come behind the first one's.
+        every = sum(str(each.name).startswith(f"{kind}.") for each in graph.inputs)
+        of_layer = every // len(layers)
+        wanted = f"{kind}.{int(index) + (number - TRACED + 1) * of_layer}"
         return next(each for each in graph.inputs if each.name == wanted)
     return value
 

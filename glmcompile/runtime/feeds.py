@@ -21,6 +21,7 @@ from glmcompile.contract import (
     PAST_LENGTHS,
     POSITIONS,
     SEQUENCE_ENDS,
+    STATE_SLOTS,
     TOKEN_IDS,
     Contract,
     VisionContract,
@@ -58,11 +59,15 @@ def grid_feeds(vision: VisionContract, grids: NDArray[np.int64]) -> Feeds:
 
 
 def decoder_feeds(
-    model: Contract, stretches: Sequence[Stretch], rows: NDArray[np.int64] | None = None
+    model: Contract,
+    stretches: Sequence[Stretch],
+    rows: NDArray[np.int64] | None = None,
+    slots: NDArray[np.int32] | None = None,
 ) -> Feeds:
     """Inputs of the decoder but the caches, the stretches packed in their order.
 
-    rows: of the packed tokens those whose logits are wanted, all by default.
+    rows: of the packed tokens those whose logits are wanted, all by default. slots: of each
+    stretch's sequence in the states' pools, int32; their numbers by default.
     """
     counts = np.array([each.end - each.start for each in stretches], np.int64)
     ids = np.concatenate([each.token_ids[each.start : each.end] for each in stretches])
@@ -76,6 +81,7 @@ def decoder_feeds(
         SEQUENCE_ENDS: np.concatenate([[0], counts.cumsum()]).astype(np.int32),
         PAST_LENGTHS: np.array([each.start for each in stretches], np.int32),
         BLOCK_TABLE: table,
+        STATE_SLOTS: np.arange(len(stretches), dtype=np.int32) if slots is None else slots,
         LOGITS_ROWS: np.arange(counts.sum(), dtype=np.int64) if rows is None else rows,
     }
     if (port := model.decoder.input(FEATURES)) is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from glmcompile.contract import KEY_CACHE, VALUE_CACHE, Contract
+from glmcompile.contract import KEY_CACHE, STATE, VALUE_CACHE, Contract
 
 
 class KVCacheShape:
@@ -24,6 +24,11 @@ class KVCacheShape:
             for port in model.decoder.having(role)
         }
 
+        self._states: dict[str, tuple[int, ...]] = {
+            port.name: tuple(int(size) for size in port.shape[1:])
+            for port in model.decoder.having(STATE)
+        }
+
     @property
     def block_bytes(self) -> int:
         """Bytes of one block over all layers, keys and values."""
@@ -33,9 +38,22 @@ class KVCacheShape:
         """Zeroed pools by the names of their ports. Pages take memory when they are first
         written."""
         for name, block in self._blocks.items():
-            shape = (num_blocks, *block)
-            memory = mmap.mmap(-1, max(1, int(np.prod(shape)) * self.dtype.itemsize))
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                memory.madvise(mmap.MADV_HUGEPAGE)
-            count = int(np.prod(shape))
-            yield name, np.frombuffer(memory, self.dtype, count).reshape(shape)
+            yield name, _zeros((num_blocks, *block), self.dtype)
+
+    def states(self, num_slots: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Zeroed states of recurrent layers, a slot for each sequence, by their ports' names."""
+        for name, state in self._states.items():
+            yield name, _zeros((num_slots, *state), np.dtype(np.float32))
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one sequence's states; 0 without recurrent layers."""
+        return sum(4 * int(np.prod(shape)) for shape in self._states.values())
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    count = int(np.prod(shape))
+    memory = mmap.mmap(-1, max(1, count * dtype.itemsize))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype, count).reshape(shape)

@@ -21,6 +21,7 @@ from glmcompile.contract import (
     PAST_LENGTHS,
     POSITIONS,
     SEQUENCE_ENDS,
+    STATE_SLOTS,
     TOKEN_IDS,
     Contract,
 )
@@ -60,7 +61,7 @@ class ModelRunner:
         self._decoder = _Binding(decoder)
         self._model = model
         self._names = {port.role: port.name for port in model.decoder.inputs}
-        self.cache_bytes = num_blocks * cache.block_bytes
+        self.cache_bytes = num_blocks * cache.block_bytes + limits.max_sequences * cache.state_bytes
         tokens, sequences = limits.max_tokens, limits.max_sequences
         self._input_ids = np.empty(tokens, np.int64)
         self._positions = np.empty(model.position_axes * tokens, np.int64)
@@ -75,6 +76,9 @@ class ModelRunner:
         self._no_features = np.empty((0, width), np.float32)
         for name, pool in cache.pools(num_blocks):
             self._decoder.input(name, pool)
+        for name, states in cache.states(sequences):
+            self._decoder.input(name, states)
+        self._slots = np.empty(sequences, np.int32) if STATE_SLOTS in self._names else None
 
     def run(
         self, chunks: Sequence[Chunk], features: Mapping[bytes, NDArray[np.float32]]
@@ -124,6 +128,8 @@ class ModelRunner:
                 positions[:, row + prompt : end] = answer
             table[index, : len(sequence.block_table)] = sequence.block_table
             self._past[index] = chunk.start
+            if self._slots is not None:
+                self._slots[index] = sequence.slot
             self._cumulative[index + 1] = end
             if chunk.samples:
                 self._rows[sampled] = end - 1
@@ -133,6 +139,8 @@ class ModelRunner:
             row = end
         if self._spans is not None:
             self._bind(IMAGE_SPANS, self._spans[:total])
+        if self._slots is not None:
+            self._bind(STATE_SLOTS, self._slots[: len(chunks)])
         self._bind(TOKEN_IDS, self._input_ids[:total])
         self._bind(POSITIONS, positions if axes > 1 else positions[0])
         self._bind(BLOCK_TABLE, table)
@@ -204,4 +212,4 @@ def cache_dtype(decoder: ort.InferenceSession) -> np.dtype[Any]:
             if node.type in _DTYPES:
                 return np.dtype(_DTYPES[node.type])
             raise ArtifactError(f"the decoder's KV cache is of {node.type}; expected float or int8")
-    raise ArtifactError("the decoder has no input key_cache.0; compile the checkpoint again")
+    return np.dtype(np.float32)  # it has none

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import onnxruntime as ort
 
 from glmcompile.artifact import Artifact
-from glmcompile.contract import DECODER, VISION
+from glmcompile.contract import DECODER, STATE, VISION
 from glmcompile.runtime.block_manager import BlockManager
 from glmcompile.runtime.core import EngineCore
 from glmcompile.runtime.encoder import ImageEncoder
@@ -34,12 +34,14 @@ def open_core(
     cache = KVCacheShape(model, options.block_size, cache_dtype(decoder))
     context_blocks = -(-options.context_length(model) // options.block_size)
     most = options.max_sequences * context_blocks
-    num_blocks = max(1, min(most, options.kv_cache_bytes // cache.block_bytes))
+    num_blocks = max(1, min(most, options.kv_cache_bytes // max(1, cache.block_bytes)))
     limits = Limits(
         options.max_batched_tokens, options.max_sequences, min(num_blocks, context_blocks)
     )
-    # Where all of a prompt sees all of it, no beginning of one is that of another.
-    reuses = options.prefix_caching and model.spans != "whole_prompt"
+    # Where all of a prompt sees all of it, no beginning of one is that of another; and a recurrent
+    # layer's state at the end of a block is not kept.
+    recurrent = bool(model.decoder.having(STATE))
+    reuses = options.prefix_caching and model.spans != "whole_prompt" and not recurrent
     blocks = BlockManager(num_blocks, options.block_size, reuses)
     runner = ModelRunner(decoder, model, cache, num_blocks, limits)
     encoder = None

@@ -59,6 +59,7 @@ class Scheduler:
         # Both by priority and then in order of arrival.
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self._slots = list(range(max_sequences))
 
     @property
     def has_work(self) -> bool:
@@ -118,6 +119,7 @@ class Scheduler:
         while self.waiting and not preempted and self._admits(self.waiting[0], plan):
             sequence = self.waiting.pop(0)
             self._blocks.allocate(sequence)
+            sequence.slot = self._slots.pop()
             sequence.state = State.RUNNING
             insort(self.running, sequence, key=_priority)
             admitted.append(sequence)
@@ -138,8 +140,7 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """Take a finished or cancelled sequence out and give back its blocks."""
         if sequence.state is State.RUNNING:
-            self.running.remove(sequence)
-            self._blocks.free(sequence)
+            self._stop(sequence)
         elif sequence.state is State.WAITING:
             self.waiting.remove(sequence)
         sequence.state = State.FINISHED
@@ -162,9 +163,13 @@ class Scheduler:
             and self._blocks.can_allocate(sequence, reserve=len(self.running))
         )
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._blocks.free(sequence)
+        self._slots.append(sequence.slot)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._stop(sequence)
         sequence.state = State.WAITING
         sequence.num_preemptions += 1
         place = bisect_left(self.waiting, _priority(sequence), key=_priority)

@@ -55,6 +55,7 @@ class Sequence:
     priority: the lower, the earlier it is admitted.
     num_computed_tokens: tokens whose keys and values are in the cache.
     num_cached_tokens: of those, how many were there before the request first ran.
+    slot: of its recurrent layers' states; while it runs no other has it.
     block_table: cache blocks in token order; block_hashes: keys of the full ones; the first
         num_committed_blocks have been offered for reuse (all three belong to BlockManager).
     """
@@ -69,6 +70,7 @@ class Sequence:
     whole: tuple[tuple[int, int], ...] = ()
     priority: int = 0
     state: State = State.WAITING
+    slot: int = -1
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     num_committed_blocks: int = 0

@@ -93,7 +93,8 @@ class TeacherForcing:
         wanted = None if rows is None else np.asarray(rows, np.int64)
         stretch = Stretch(0, len(ids), ids, positions, blocks, features)
         decoder = self.sessions[DECODER]
-        caches = KVCacheShape(self.model, BLOCK_SIZE, cache_dtype(decoder)).pools(len(blocks))
+        shape = KVCacheShape(self.model, BLOCK_SIZE, cache_dtype(decoder))
+        caches = [*shape.pools(len(blocks)), *shape.states(1)]
         inputs = decoder_feeds(self.model, [stretch], wanted)
         return outputs | _run(decoder, inputs | dict(caches))
 
