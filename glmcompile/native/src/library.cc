@@ -10,6 +10,7 @@
 #include "linear_problem.h"
 #include "linear_w8a8.h"
 #include "moe.h"
+#include "moe_w8a8.h"
 #include "ort_abi.h"
 #include "packed_causal_conv.h"
 #include "packed_gated_delta_rule.h"
@@ -41,6 +42,7 @@ const Registration* operators(size_t* count) {
       registration<EmbeddingW8>(),
       registration<LinearW8A8>(),
       registration<MoE>(),
+      registration<MoEW8A8>(),
       registration<PackedCausalConv>(),
       registration<PackedGatedDeltaRule>(),
       registration<PackedMamba2>(),

@@ -88,19 +88,20 @@ RoutedTokens routed_tokens(const Tensor& x, const Tensor& top_k_index, const Ten
 }
 
 Routing::Routing(const RoutedTokens& routed, std::int64_t experts)
-    : token(static_cast<std::size_t>(routed.rows())), row(token.size()) {
+    : token(static_cast<std::size_t>(routed.rows())), expert(token.size()), row(token.size()) {
   std::vector<std::int64_t> next(static_cast<std::size_t>(experts));
   for (std::int64_t i = 0; i < routed.rows(); ++i) ++next[routed.expert[i]];
   std::int64_t begin = 0;
-  for (std::int64_t expert = 0; expert < experts; ++expert) {
-    const std::int64_t end = begin + next[expert];
-    if (end > begin) groups.push_back({expert, begin, end});
-    next[expert] = begin;
+  for (std::int64_t e = 0; e < experts; ++e) {
+    const std::int64_t end = begin + next[e];
+    if (end > begin) groups.push_back({e, begin, end});
+    next[e] = begin;
     begin = end;
   }
   for (std::int64_t i = 0; i < routed.rows(); ++i) {
     row[i] = next[routed.expert[i]]++;
     token[row[i]] = i / routed.choices;
+    expert[row[i]] = routed.expert[i];
   }
 }
 

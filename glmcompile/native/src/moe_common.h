@@ -39,16 +39,17 @@ RoutedTokens routed_tokens(const Tensor& x, const Tensor& top_k_index, const Ten
 
 // A row is one choice of one token; rows are sorted by expert, and by token within one.
 struct Routing {
+  // Rows [begin, end) of an expert, at least one.
   struct Group {
-    std::int64_t expert, begin, end;  // rows [begin, end), at least one
+    std::int64_t expert, begin, end;
     std::int64_t rows() const { return end - begin; }
   };
 
   Routing(const RoutedTokens& routed, std::int64_t experts);
 
   std::vector<Group> groups;
-  std::vector<std::int64_t> token;  // [rows]
-  std::vector<std::int64_t> row;    // [tokens * choices], where a choice went
+  std::vector<std::int64_t> token, expert;  // [rows]
+  std::vector<std::int64_t> row;            // [tokens * choices], where a choice went
 };
 
 // Tokens to process at a time where a row needs so much scratch memory: weights are read again for

@@ -36,8 +36,8 @@ struct Gating {
 
 // Vectors have this many lanes; buffers of the functions below are padded to it where they say so.
 constexpr std::int64_t kMoELanes = 16;
-// Few rows only wait for the weights, which are then read in the longest runs there are.
-constexpr std::int64_t kMoEFewRows = 4;
+// Up to so many rows only wait for the weights: transposed ones are then read in long runs.
+constexpr std::int64_t kMoEFewRows = 23;
 
 struct MoEKernels {
   // out [count, last - first] = channels [first, last) of the layer for rows of in_features

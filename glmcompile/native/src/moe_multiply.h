@@ -40,23 +40,31 @@ inline void with_constant(std::int64_t n, const F& f) {
   f(Constant<N>{});
 }
 
-// Calls f(row, rows, is_first) for tiles of even height: a last tile of one row would waste most
-// of the registers.
+// While a tile of weights is multiplied with all tiles of rows, each of these fetches its share of
+// the weights that follow: all at once they would keep its own from the registers.
+struct Share {
+  std::int64_t part, parts;
+  std::int64_t begin(std::int64_t n) const { return n * part / parts; }
+  std::int64_t end(std::int64_t n) const { return n * (part + 1) / parts; }
+};
+
+// Calls f(row, rows, share) for tiles of even height: a last tile of one row would waste most of
+// the registers.
 template <class P, class F>
 inline void for_row_tiles(std::int64_t count, const F& f) {
   const std::int64_t tiles = (count + P::kRows - 1) / P::kRows;
   const std::int64_t height = (count + tiles - 1) / tiles;
-  for (std::int64_t row = 0; row < count; row += height) {
-    with_constant<P::kRows>(least(height, count - row),
-                            [&](auto rows) { f(row, rows, row == 0); });
+  Share share{0, (count + height - 1) / height};
+  for (std::int64_t row = 0; row < count; row += height, ++share.part) {
+    with_constant<P::kRows>(least(height, count - row), [&](auto rows) { f(row, rows, share); });
   }
 }
 
 // sums [rows][kColumns] = products of rows and channels over k in [begin, end). `ahead`: how many
-// floats further to prefetch weights, 0 for not at all.
-template <class P, int rows, bool fetch>
+// floats further the next channels are.
+template <class P, int rows>
 inline void dot_tile(const float* const* a, const float* const* w, std::int64_t begin,
-                     std::int64_t end, std::int64_t ahead, float* sums) {
+                     std::int64_t end, std::int64_t ahead, Share share, float* sums) {
   using V = typename P::V;
   constexpr int columns = P::kColumns;
   typename V::F acc[rows][columns];
@@ -77,11 +85,12 @@ inline void dot_tile(const float* const* a, const float* const* w, std::int64_t 
     }
   };
   std::int64_t k = begin;
-  for (; k + kMoELanes <= end; k += kMoELanes) {
-    if constexpr (fetch) {
+  // Moves by less than a cache line where there are several shares: lines are asked for again.
+  std::int64_t fetch = begin + share.begin(end - begin) + ahead;
+  const std::int64_t fetch_step = (kMoELanes + share.parts - 1) / share.parts;
+  for (; k + kMoELanes <= end; k += kMoELanes, fetch += fetch_step) {
 #pragma GCC unroll 4
-      for (int c = 0; c < columns; ++c) prefetch(w[c] + k + ahead);
-    }
+    for (int c = 0; c < columns; ++c) prefetch(w[c] + fetch);
     step([k](const float* from) { return V::load(from + k); });
   }
   if (k < end) step([k, end](const float* from) { return V::load_n(from + k, end - k); });
@@ -108,11 +117,9 @@ struct DotProducts {
     for (int c = 0; c < columns; ++c) {
       w[c] = layer.weight + (channel + least(c, channels - 1)) * layer.in_features;
     }
-    for_row_tiles<P>(count, [&](std::int64_t row, auto height, bool is_first) {
+    for_row_tiles<P>(count, [&](std::int64_t row, auto height, Share share) {
       float sums[height * columns];
-      const std::int64_t ahead = columns * layer.in_features;
-      if (is_first) dot_tile<P, height, true>(rows + row, w, begin, end, ahead, sums);
-      else dot_tile<P, height, false>(rows + row, w, begin, end, 0, sums);
+      dot_tile<P, height>(rows + row, w, begin, end, columns * layer.in_features, share, sums);
       for (int r = 0; r < height; ++r) {
         float* to = out + (row + r) * out_stride + (channel - first);
         for (std::int64_t c = 0; c < channels; ++c) {
@@ -127,7 +134,7 @@ struct DotProducts {
   void run() const {
     const std::int64_t depth = layer.in_features;
     const auto end = [&](std::int64_t k) { return least(k + kDotDepth, depth); };
-    if (count <= kMoEFewRows) {
+    if (count <= P::kRows) {  // one tile of rows: every channel's weights in one run
       for (std::int64_t channel = first; channel < last; channel += P::kColumns) {
         for (std::int64_t k = 0; k < depth; k += kDotDepth) add(channel, k, end(k));
       }
@@ -143,10 +150,10 @@ struct DotProducts {
 
 // out [rows][columns vectors] += products over k in [begin, end); w points at the tile's first
 // channel of k = 0. left: channels of the last vector.
-template <class P, int rows, int columns, bool fetch>
+template <class P, int rows, int columns>
 inline void column_tile(const float* const* a, const float* w, std::int64_t w_stride,
-                        std::int64_t begin, std::int64_t end, std::int64_t left,
-                        std::int64_t ahead, float* out, std::int64_t out_stride) {
+                        std::int64_t begin, std::int64_t end, std::int64_t left, float* out,
+                        std::int64_t out_stride) {
   using V = typename P::V;
   typename V::F acc[rows][columns];
 #pragma GCC unroll 8
@@ -159,10 +166,7 @@ inline void column_tile(const float* const* a, const float* w, std::int64_t w_st
       const float* from = w + k * w_stride;
       typename V::F b[columns];
 #pragma GCC unroll 4
-      for (int c = 0; c < columns; ++c) {
-        if constexpr (fetch) prefetch(from + c * kMoELanes + ahead);
-        b[c] = load(from + c * kMoELanes);
-      }
+      for (int c = 0; c < columns; ++c) b[c] = load(from + c * kMoELanes);
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
         const auto x = V::set(a[r][k]);
@@ -203,11 +207,13 @@ struct ColumnSums {
   void add(std::int64_t channel, std::int64_t begin, std::int64_t end, std::int64_t ahead) const {
     const std::int64_t left = least(last - channel, kMoELanes);
     const float* w = layer.weight + channel;
-    for_row_tiles<P>(count, [&](std::int64_t row, auto height, bool is_first) {
-      const auto tile = is_first ? column_tile<P, height, columns, true>
-                                 : column_tile<P, height, columns, false>;
-      tile(rows + row, w, layer.out_features, begin, end, left, ahead,
-           out + row * out_stride + (channel - first), out_stride);
+    const std::int64_t stride = layer.out_features;
+    for_row_tiles<P>(count, [&](std::int64_t row, auto height, Share share) {
+      for (std::int64_t k = share.begin(end - begin); k < share.end(end - begin); ++k) {
+        for (int c = 0; c < columns; ++c) prefetch(w + (begin + k) * stride + c * kMoELanes + ahead);
+      }
+      column_tile<P, height, columns>(rows + row, w, stride, begin, end, left,
+                                      out + row * out_stride + (channel - first), out_stride);
     });
   }
 
