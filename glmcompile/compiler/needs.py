@@ -64,7 +64,7 @@ class Space:
 
 def load_of(checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[CalibrationSample]) -> Load:
     """What a recipe's calibration samples are for this model."""
-    encoded = calibration_samples(checkpoint, checkpoint.path, samples, recipe.max_tokens)
+    encoded = calibration_samples(checkpoint, checkpoint.directory, samples, recipe.max_tokens)
     lengths = [len(each.token_ids) for each in encoded]
     patches = sum(int(each.grid_thw.prod(axis=1).sum()) for each in encoded)
     return Load(len(samples), sum(lengths), patches, max(lengths))
