@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from glmcompile.checkpoint.gguf.metadata import write_directory
-from glmcompile.checkpoint.gguf.tensors import parameters
+from glmcompile.checkpoint.gguf.parameters import parameters
 
 __all__ = ["parameters", "write_directory"]

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gguf import GGUFReader
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from transformers.integrations.gguf import read_gguf_metadata
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from glmcompile.checkpoint.gguf.tensors import tensors_of
+from glmcompile.checkpoint.sources import WeightFiles
 from glmcompile.errors import CheckpointError, UnsupportedArchitectureError
 
 # Meta's settings of Llama 3.1 and later, which the factors in a file are computed with.
@@ -47,6 +48,7 @@ def write_directory(file: Path) -> tempfile.TemporaryDirectory[str]:
             f"{file} holds no language model ({metadata.get('general.type', architecture)}); an "
             "image model or an adapter must be given as Hugging Face publishes it, in safetensors"
         )
+    tensors_of(file)  # is whole
     place: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     try:
         config = AutoConfig.from_pretrained(file.parent, **place)
@@ -110,8 +112,7 @@ def _scale_rotary(
 
 def _llama3(text: PreTrainedConfig, file: Path) -> dict[str, Any]:
     """Llama 3's scaling, found by the divisor of each frequency that the file holds."""
-    stored = next(each for each in GGUFReader(file).tensors if each.name == "rope_freqs.weight")
-    divisors = torch.from_numpy(stored.data.copy()).float()
+    divisors = tensors_of(file)["rope_freqs.weight"].read(WeightFiles())
     theta, size = text.rope_parameters["rope_theta"], 2 * len(divisors)
     plain = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
     found = {"rope_theta": theta, "rope_type": "llama3", "factor": divisors.max().item(), **LLAMA3}
