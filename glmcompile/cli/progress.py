@@ -93,7 +93,7 @@ class TerminalProgress:
 
     def note(self, sentence: str) -> None:
         """See glmcompile.progress.Progress."""
-        self._bars.console.print(f"note: {sentence}", markup=False, highlight=False)
+        self._bars.console.print(f"note: {sentence}", markup=False, highlight=False, soft_wrap=True)
 
     def _pass(self, part: float) -> None:
         """part: of the stage that runs, in the seconds expected of it."""

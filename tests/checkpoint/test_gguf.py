@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from click.testing import CliRunner
 
 import glmcompile
+from glmcompile.artifact import is_checkpoint, open_artifact
 from glmcompile.checkpoint import open_checkpoint
-from glmcompile.compiler import compile_checkpoint
+from glmcompile.cli import main
 from glmcompile.errors import CheckpointError
 
 gguf = pytest.importorskip("gguf")
@@ -19,6 +21,7 @@ gguf = pytest.importorskip("gguf")
 from gguf import GGMLQuantizationType as Kind  # noqa: E402
 
 from tests.checkpoint.gguf_writer import tiny_llama, write_gguf  # noqa: E402
+from tests.checkpoint.test_adapter import lora, write_adapter  # noqa: E402
 
 
 @pytest.fixture
@@ -95,9 +98,18 @@ def test_tokenizer_and_settings_last_as_long_as_the_checkpoint(file: Path) -> No
     assert not directory.exists()
 
 
-def test_a_file_compiles_in_one_call(file: Path, tmp_path: Path) -> None:
-    engine = compile_checkpoint(file, tmp_path / "engine", precision="fp32")
+def test_a_file_compiles_in_one_command_with_an_adapter(file: Path, tmp_path: Path) -> None:
+    name = "model.layers.1.self_attn.q_proj"
+    a, b = torch.randn(4, 64), torch.randn(64, 4)
+    adapter = write_adapter(tmp_path / "adapter", lora(name, a, b))
+    engine = tmp_path / "engine"
+    arguments = ["compile", file, "-o", engine, "--precision", "fp32", "--adapter", adapter]
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    assert "note: tiny.gguf: 16 of 21 tensors are quantized" in result.stderr
+    assert open_artifact(engine).manifest["adapter"] == "adapter"
     expected = as_transformers_reads(file)
+    expected.get_parameter(f"{name}.weight").data += 4 * (b @ a)
     with glmcompile.load(engine) as loaded:
         answer = loaded.generate(prompt="hello", max_tokens=8, ignore_eos=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -111,6 +123,13 @@ def test_a_file_compiles_in_one_call(file: Path, tmp_path: Path) -> None:
         ids, max_new_tokens=8, min_new_tokens=8, do_sample=False, eos_token_id=None
     )
     assert list(answer.token_ids) == generated[0, ids.shape[1] :].tolist()
+
+
+def test_it_is_told_from_an_engine(file: Path, tmp_path: Path) -> None:
+    assert is_checkpoint(file)
+    assert is_checkpoint(file.parent)
+    (tmp_path / "empty").mkdir()
+    assert not is_checkpoint(tmp_path / "empty")
 
 
 @pytest.mark.parametrize("kept", [0, 3, 30, 4000, -1])
