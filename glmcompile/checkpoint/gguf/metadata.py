@@ -62,6 +62,8 @@ def write_directory(file: Path) -> tempfile.TemporaryDirectory[str]:
         raise UnsupportedArchitectureError(f"{file}: {config.model_type} generates no text")
     config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     _scale_rotary(config, file, metadata, names)
+    if inner := metadata.get(f"{architecture}.expert_feed_forward_length"):
+        config.get_text_config().moe_intermediate_size = inner  # not read by transformers
     directory = tempfile.TemporaryDirectory(prefix="glmcompile-gguf-")
     config.save_pretrained(directory.name)
     tokenizer.save_pretrained(directory.name)
