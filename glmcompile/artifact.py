@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glmcompile.config import ModelConfig
+from glmcompile.contract import Contract
 from glmcompile.errors import ArtifactError
-from glmcompile.families import supported
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 OWN_HASH = "sha256"  # the manifest's entry for itself
 WEIGHTS = "weights.bin"
@@ -29,7 +28,6 @@ CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER = "tokenizer.json"
 PIECE = 64 << 20  # bytes of a file that are hashed together
 _BLOCK = 1 << 20  # bytes that are read at a time
-COMPONENTS = ("vision_encoder", "embedding", "decoder")
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,13 @@ class Artifact:
     manifest: dict[str, Any]
 
     @property
-    def model(self) -> ModelConfig:
-        return ModelConfig.from_json(self.manifest["model"])
+    def model(self) -> Contract:
+        return Contract.from_json(self.manifest["model"])
 
     @property
     def components(self) -> tuple[str, ...]:
-        return tuple(name for name in COMPONENTS if f"{name}.onnx" in self.manifest["files"])
+        """Names of the graphs, in the order in which data flows through them."""
+        return tuple(self.model.components)
 
     def graph(self, component: str) -> Path:
         return self.path / f"{component}.onnx"
@@ -162,7 +161,7 @@ def store_path(output: Path) -> Path:
     return output.parent / f".{output.name}.compile"
 
 
-def write_manifest(stage: Path, model: ModelConfig, record: dict[str, Any]) -> None:
+def write_manifest(stage: Path, model: Contract, record: dict[str, Any]) -> None:
     """Describe every file in `stage` in a manifest; `record` holds what else is to be kept."""
     files = {
         file.relative_to(stage).as_posix(): _entry(file)
@@ -198,10 +197,10 @@ def _entry(file: Path) -> dict[str, Any]:
 
 def _check_fields(manifest: dict[str, Any]) -> None:
     """Reads what opening an engine reads. Raises the error of the first field that is not right."""
-    family = supported()[ModelConfig.from_json(manifest["model"]).family]
+    components = Contract.from_json(manifest["model"]).components
     set(manifest["required_cpu_features"])
     files = manifest["files"]
-    for name in (*files, *(f"{component}.onnx" for component in family.components)):
+    for name in (*files, *(f"{component}.onnx" for component in components)):
         int(files[name]["bytes"]), str(files[name]["sha256"])
         [str(digest) for digest in files[name].get("pieces", [])]
 

@@ -13,7 +13,7 @@ class CheckpointError(GlmcompileError):
 
 
 class UnsupportedArchitectureError(GlmcompileError):
-    """No family covers the checkpoint's architecture."""
+    """The checkpoint's architecture cannot be compiled."""
 
 
 class ExportError(GlmcompileError):

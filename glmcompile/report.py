@@ -14,14 +14,15 @@ from glmcompile.artifact import Artifact
 def describe(artifact: Artifact) -> Group:
     """The manifest of a verified engine: model, files, quantization, parity."""
     manifest, model = artifact.manifest, artifact.model
+    first = model.attention[0]
     facts = Table("", "", title=str(artifact.path), show_header=False)
-    facts.add_row("family", model.family)
+    facts.add_row("architecture", model.architecture)
     facts.add_row("precision", manifest["precision"])
     facts.add_row("target", manifest["target"])
     facts.add_row(
         "decoder",
-        f"{model.num_layers} layers, hidden {model.hidden_size}, {model.num_heads} heads, "
-        f"{model.num_kv_heads} KV heads of {model.head_size}, vocabulary {model.vocab_size}",
+        f"{len(model.attention)} layers, hidden {model.hidden_size}, {first.heads} heads, "
+        f"{first.kv_heads} KV heads of {first.head_size}, vocabulary {model.vocab_size}",
     )
     facts.add_row("context", f"{model.context_length} tokens")
     if (quantization := manifest.get("quantization")) is not None:

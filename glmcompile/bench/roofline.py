@@ -22,9 +22,9 @@ from glmcompile.bench.machine import memory_gb
 from glmcompile.bench.measures import CONTEXTS, PREFILL_TOKENS
 from glmcompile.bench.trace import Node, read_trace
 from glmcompile.bench.workloads import phone_screen
-from glmcompile.config import ModelConfig
+from glmcompile.contract import Contract
 from glmcompile.progress import Progress
-from glmcompile.runtime.image_processor import ImageProcessor
+from glmcompile.runtime.image_processor import image_processor
 from glmcompile.runtime.kv_cache import KVCacheShape
 from glmcompile.runtime.model_runner import cache_dtype
 from glmcompile.runtime.teacher_forcing import TeacherForcing
@@ -70,11 +70,13 @@ class TokenBytes:
 
 
 def decoder_work(
-    nodes: Sequence[Node], model: ModelConfig, token: TokenBytes, tokens: int, past: int = 0
+    nodes: Sequence[Node], model: Contract, token: TokenBytes, tokens: int, past: int = 0
 ) -> Work:
     """A run of the decoder on `tokens` tokens after `past` ones; `nodes` ran on as many tokens."""
     pairs = tokens * past + tokens * (tokens + 1) // 2
-    attention = 4 * model.num_layers * model.num_heads * model.head_size * pairs
+    attention = sum(
+        2 * each.heads * (each.head_size + each.value_size) * pairs for each in model.attention
+    )
     operations = sum(node.linear_operations for node in nodes) + attention
     return Work(operations, weight_bytes(nodes) + tokens * token.row + (past + tokens) * token.kv)
 
@@ -202,13 +204,13 @@ class Traces:
                 for _ in range(1 + REPEATS):
                     forcing([0] * tokens, rows=[tokens - 1])
             if model.vision is not None:
-                forcing.encode([ImageProcessor(forcing.family, model.vision)(phone_screen())])
+                forcing.encode([image_processor(model.vision, artifact.path)(phone_screen())])
             runs = {
                 component: read_trace(Path(session.end_profiling()))
                 for component, session in forcing.sessions.items()
             }
-            kv = KVCacheShape.of(model, 1, cache_dtype(forcing.sessions["decoder"])).block_bytes
-        quantized = any(node.op == "EmbeddingW8" for node in runs["embedding"][0])
+            kv = KVCacheShape(model, 1, cache_dtype(forcing.sessions["decoder"])).block_bytes
+        quantized = any(node.op == "EmbeddingW8" for node in runs["decoder"][0])
         self.token = TokenBytes(model.hidden_size * (1 if quantized else 4), kv)
         each = 1 + REPEATS
         self.decoder = {

@@ -18,10 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmcompile.evaluate.samples import EvaluationSample
-from glmcompile.families import supported
 from glmcompile.runtime.engine import Engine
 from glmcompile.runtime.options import EngineOptions
-from glmcompile.runtime.prompt import PromptBuilder
 from glmcompile.runtime.request import Completion
 from glmcompile.runtime.sampling_params import SamplingParams
 
@@ -41,9 +39,8 @@ class TextStream:
     def __init__(self, engine: Engine) -> None:
         from calibration.texts import texts
 
-        prompts = PromptBuilder(engine.path, supported()[engine.model.family])
         text = "\n\n".join([*texts("evaluation"), *texts("calibration")])
-        self._ids = prompts.tokenizer.encode(text, add_special_tokens=False).ids
+        self._ids = engine.prompts.tokenizer.encode(text, add_special_tokens=False).ids
 
     def prompt(self, tokens: int, index: int) -> list[int]:
         """`tokens` tokens; prompts of different indexes begin at different places."""

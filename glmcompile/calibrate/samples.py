@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from glmcompile.config import ModelConfig
+from glmcompile.contract import Contract
 from glmcompile.errors import CalibrationError
 from glmcompile.quantize.schemes import Recipe
 
@@ -45,7 +45,7 @@ def bundled_samples(with_images: bool, count: int) -> Iterator[CalibrationSample
 
 
 def recipe_samples(
-    model: ModelConfig, recipe: Recipe, folder: str | Path | None
+    model: Contract, recipe: Recipe, folder: str | Path | None
 ) -> list[CalibrationSample]:
     """As many samples as a recipe asks for. folder: a user's; None takes the bundled ones.
 

@@ -7,15 +7,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
 from glmcompile.checkpoint.json_files import read_json
 from glmcompile.checkpoint.sources import Source, WeightFiles
-from glmcompile.config import ModelConfig
-from glmcompile.families import Family
+
+if TYPE_CHECKING:
+    from glmcompile.contract import Contract
+    from glmcompile.export.components import Structure
 
 ROWS_BYTES = 16 << 20  # how much of a tensor is converted to float32 at a time
 
@@ -37,10 +39,8 @@ class Checkpoint:
         self,
         path: Path,
         directory: Path,
-        family: Family,
         architecture: str,
         config: transformers.PreTrainedConfig,
-        model: ModelConfig,
         parameters: Mapping[str, Source],
         tied: Mapping[str, str],
         *,
@@ -51,10 +51,8 @@ class Checkpoint:
         """described_by: files besides the weights that the hash covers. held: kept alive."""
         self.path = path
         self.directory = directory
-        self.family = family
         self.architecture = architecture
         self.config = config
-        self.model = model
         self.parameters = dict(parameters)
         self.tied = dict(tied)
         self.notes = tuple(notes)
@@ -66,6 +64,27 @@ class Checkpoint:
     def model_class(self) -> type[transformers.PreTrainedModel]:
         """transformers' class for the checkpoint's architecture."""
         return getattr(transformers, self.architecture)
+
+    @cached_property
+    def _discovered(self) -> tuple[Contract, Structure]:
+        from glmcompile.discover import discover
+
+        return discover(self)
+
+    @property
+    def model(self) -> Contract:
+        """What the compiled model will take and give."""
+        return self._discovered[0]
+
+    @property
+    def structure(self) -> Structure:
+        """Where layers, embedding and output layer sit in the transformers model."""
+        return self._discovered[1]
+
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """generation_config.json; empty without one."""
+        return read_json(self.directory / "generation_config.json", optional=True)
 
     def tensor(self, name: str) -> torch.Tensor:
         """A parameter's values: as stored (bfloat16, float16, float32), or else as computed.
@@ -114,7 +133,7 @@ class Checkpoint:
 
         Its author's word that nothing is drawn (`do_sample` is false) is a temperature of 0.
         """
-        settings = read_json(self.directory / "generation_config.json", optional=True)
+        settings = self.generation
         if settings.get("do_sample") is False:
             return {"temperature": 0.0}
         return {

@@ -9,6 +9,10 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from glmcompile.checkpoint.adapter import open_adapter
 from glmcompile.checkpoint.conversions import Conversion, complete, parameters_of
@@ -17,8 +21,7 @@ from glmcompile.checkpoint.opened import Checkpoint
 from glmcompile.checkpoint.quantized import dequantized, method_of
 from glmcompile.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE, stored_tensors
 from glmcompile.checkpoint.sources import Source
-from glmcompile.errors import CheckpointError
-from glmcompile.families import family_for
+from glmcompile.errors import CheckpointError, UnsupportedArchitectureError
 
 GGUF_SUFFIX = ".gguf"
 
@@ -29,7 +32,7 @@ def open_checkpoint(path: str | Path, adapter: str | Path | None = None) -> Chec
     Weights may be in a layout that transformers converts, or quantized; `Checkpoint.notes` says so.
     adapter: directory of a LoRA adapter as PEFT writes it, which is merged.
     Raises CheckpointError for anything missing, damaged or unsafe, and
-    UnsupportedArchitectureError when no family covers its architecture.
+    UnsupportedArchitectureError for an architecture that cannot be compiled.
     """
     path = Path(path)
     gguf = _gguf_file(path)
@@ -43,25 +46,11 @@ def open_checkpoint(path: str | Path, adapter: str | Path | None = None) -> Chec
     lora = open_adapter(Path(adapter)) if adapter is not None else None
 
     config_json = read_json(directory / "config.json")
-    family, architecture = family_for(config_json), config_json["architectures"][0]
+    architecture = _architecture(config_json)
     if (quantization := _quantization(config_json)) is not None:
         method_of(quantization, path)  # refused before anything else is read
     read_json(directory / "tokenizer.json")
     config = _load_config(directory, architecture)
-    processor = _processor_config(directory) if family.modules.vision else None
-    generation = read_json(directory / "generation_config.json", optional=True)
-    try:
-        model = family.model_config(config.to_dict(), processor, generation)
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise CheckpointError(
-            f"{directory}: its configuration files do not describe a {architecture} ({error!r}); "
-            "fetch config.json, preprocessor_config.json and generation_config.json again"
-        ) from error
-    if model.image_token_id is not None and not 0 <= model.image_token_id < model.vocab_size:
-        raise CheckpointError(
-            f"{directory / 'config.json'}: image_token_id {model.image_token_id} is not in the "
-            f"vocabulary of {model.vocab_size} tokens; fetch it again"
-        )
 
     with torch.device("meta"):
         network = getattr(transformers, architecture)._from_config(config)
@@ -80,13 +69,11 @@ def open_checkpoint(path: str | Path, adapter: str | Path | None = None) -> Chec
     if lora is not None:
         parameters, tied = lora.merged(parameters, tied, conversion, stored)
         notes += lora.notes(directory)
-    return Checkpoint(
+    checkpoint = Checkpoint(
         path,
         directory,
-        family,
         architecture,
         config,
-        model,
         parameters,
         tied,
         described_by=[
@@ -96,6 +83,36 @@ def open_checkpoint(path: str | Path, adapter: str | Path | None = None) -> Chec
         notes=notes,
         held=held,
     )
+    _ = checkpoint.model  # what cannot be compiled is refused before weights are read
+    return checkpoint
+
+
+def _architecture(config_json: Mapping[str, Any]) -> str:
+    """The transformers class that a configuration names.
+
+    Raises UnsupportedArchitectureError for one that generates no text.
+    """
+    architectures = config_json.get("architectures")
+    if not isinstance(architectures, list | tuple) or not architectures:
+        raise UnsupportedArchitectureError(
+            "config.json names no architecture; expected `architectures` to hold the name of a "
+            "transformers class, such as LlamaForCausalLM"
+        )
+    name = str(architectures[0])
+    known = {
+        each
+        for mapping in (
+            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+            MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        )
+        for each in mapping.values()
+    }
+    if name not in known or not hasattr(transformers, name):
+        raise UnsupportedArchitectureError(
+            f"architecture {name} is not supported: transformers {transformers.__version__} has no "
+            "model of that name that generates text, or text from images"
+        )
+    return name
 
 
 def _gguf_file(path: Path) -> Path | None:
@@ -154,16 +171,3 @@ def _load_config(directory: Path, architecture: str) -> transformers.PreTrainedC
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the parameters are dequantized
     return config
-
-
-def _processor_config(directory: Path) -> dict[str, Any]:
-    """Settings of the image processor, in its own file or inside processor_config.json."""
-    settings = read_json(directory / "preprocessor_config.json", optional=True)
-    settings = settings or read_json(directory / "processor_config.json", optional=True)
-    settings = settings.get("image_processor", settings)
-    if not settings:
-        raise CheckpointError(
-            f"{directory} has no preprocessor_config.json (nor image settings in "
-            "processor_config.json); an image model needs it to prepare images"
-        )
-    return settings

@@ -29,7 +29,9 @@ from glmcompile.compiler.store import Store, open_store
 from glmcompile.errors import GlmcompileError
 from glmcompile.progress import Progress, Silent
 from glmcompile.quantize.schemes import DEFAULT_RECIPE, Float32, Recipe, load_recipe
+from glmcompile.runtime.image_processor import BORROWED
 from glmcompile.runtime.prompt import PromptBuilder
+from glmcompile.runtime.transformers_processor import PROCESSOR_FILES
 
 PRECISIONS = ("int8", "fp32")
 TARGETS = ("cpu",)
@@ -77,7 +79,9 @@ def compile_checkpoint(
     source = open_checkpoint(checkpoint, adapter)
     for note in source.notes:
         progress.note(note)
-    PromptBuilder(source.directory, source.family)  # refuses what the engine could not open
+    vision = source.model.vision
+    placeholder = vision.placeholder if vision is not None else None
+    PromptBuilder(source.directory, placeholder)  # refuses what the engine could not open
     samples = recipe_samples(source.model, plan, calibration) if plan is not None else []
     record: dict[str, Any] = {"precision": precision, "target": target}
     if plan is not None:
@@ -143,7 +147,7 @@ def _compile(
     work = Work(source, plan, compared, calibrating, torch, store, progress)
     compiled: list[Compiled] = []
     before: Activations | None = None
-    for component in source.family.components:
+    for component in source.model.components:
         compiled.append(compile_component(work, component, before))
         quantized = plan is not None and plan.inputs == "quantized"
         before = activations(store, component, "shipped" if quantized else "float32")
@@ -161,7 +165,9 @@ def _plan(precision: str, recipe: str | Path, kv_dtype: str | None) -> Recipe | 
 
 
 def _copy_tokenizer(source: Checkpoint, stage: Path) -> None:
-    for name in COPIED_FILES:
+    vision = source.model.vision
+    borrowed = vision is not None and vision.processor.name == BORROWED
+    for name in dict.fromkeys((*COPIED_FILES, *(PROCESSOR_FILES if borrowed else ()))):
         file = source.directory / name
         if file.is_file():
             shutil.copyfile(file, stage / name)

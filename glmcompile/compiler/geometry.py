@@ -10,8 +10,7 @@ from torch import nn
 
 from glmcompile.bench.rates import Layer
 from glmcompile.checkpoint import Checkpoint
-from glmcompile.config import ModelConfig
-from glmcompile.export.repeat import layer_paths
+from glmcompile.contract import DECODER, PROCESSED, VISION, Attention, Contract
 from glmcompile.quantize.packing import BLOCK_K, BLOCK_N
 
 PATCH, MERGED, TOKEN, SAMPLED = "patch", "merged patch", "token", "sampled token"
@@ -48,6 +47,7 @@ class Geometry:
     other: parameters that stay in float32 in every precision.
     layers, vision_layers: how many; vision_width: channels between the vision layers.
     vision_inner: channels inside their MLPs; inner: inside the decoder's.
+    patch_values: of one patch. merged: patches that become one image feature.
     """
 
     matrices: tuple[Matrix, ...]
@@ -59,6 +59,8 @@ class Geometry:
     vision_width: int
     vision_inner: int
     inner: int
+    patch_values: int = 0
+    merged: int = 1
 
     @property
     def parameters(self) -> int:
@@ -79,22 +81,22 @@ class Geometry:
         """Of the linear layers, two per multiply-accumulate, for so many patches and tokens."""
         return sum(2 * each.parameters * rows.get(each.rows, 0) for each in self.matrices)
 
-    def layer(self, model: ModelConfig) -> Layer:
+    def layer(self, model: Contract) -> Layer:
         """One of the decoder's layers."""
-        heads = (model.num_heads, model.num_kv_heads, model.head_size)
-        return self._layer(TOKEN, model.hidden_size, self.inner, *heads)
+        return self._layer(TOKEN, model.hidden_size, self.inner, model.attention[0])
 
-    def vision_layer(self, model: ModelConfig) -> Layer | None:
+    def vision_layer(self, model: Contract) -> Layer | None:
         """One of the vision encoder's layers; None without one."""
-        if (vision := model.vision) is None:
+        if model.vision is None:
             return None
-        heads = (vision.num_heads, vision.num_heads, vision.head_size)
-        return self._layer(PATCH, vision.width, self.vision_inner, *heads, paged=False)
+        attention = model.vision.attention[0]
+        return self._layer(PATCH, self.vision_width, self.vision_inner, attention, paged=False)
 
     def _layer(
-        self, rows: str, width: int, inner: int, heads: int, kv_heads: int, size: int, **kind: bool
+        self, rows: str, width: int, inner: int, attention: Attention, **kind: bool
     ) -> Layer:
-        plain = Layer(width, inner, False, heads, kv_heads, size, **kind)
+        shape = (attention.heads, attention.kv_heads, attention.head_size)
+        plain = Layer(width, inner, False, *shape, **kind)
         units = {m.unit for m in self.matrices if m.rows == rows and m.unit != REST}
         largest = max(self._parameters(unit) for unit in units)
         return replace(plain, gated=largest > plain.parameters + width * inner // 2)
@@ -111,7 +113,7 @@ class Geometry:
 
 def geometry(checkpoint: Checkpoint) -> Geometry:
     """Read a checkpoint's geometry off its configuration and the shapes of its weights."""
-    modules, model = checkpoint.family.modules, checkpoint.model
+    structure, model = checkpoint.structure, checkpoint.model
     with torch.device("meta"):
         network = checkpoint.model_class._from_config(checkpoint.config)
     tables = {
@@ -119,15 +121,18 @@ def geometry(checkpoint: Checkpoint) -> Geometry:
         for path, module in network.named_modules()
         if isinstance(module, nn.Embedding)
     }
-    roots = [root for root in (modules.vision, modules.decoder) if root is not None]
-    layers = [path for root in roots for path in layer_paths(network, root)]
-    lm_head, embedding = f"{modules.lm_head}.weight", f"{modules.embed_tokens}.weight"
+    layers = [path for paths in structure.layers.values() for path in paths]
+    vision_layers = structure.layers.get(VISION, [])
+    in_vision = structure.called.get(VISION, frozenset()) - structure.called[DECODER]
+    lm_head, embedding = f"{structure.head}.weight", f"{structure.table}.weight"
     shapes = {name: stored.shape for name, stored in checkpoint.parameters.items()}
     for name, source in checkpoint.tied.items():
         shapes[name] = checkpoint.parameters[source].shape
     matrices, other = [], 0
-    vision = model.vision
-    patch = vision.patch_values if vision else 0
+    patch = 0
+    if model.vision is not None:
+        shape = model.encoder.having(PROCESSED)[0].shape
+        patch = math.prod(size for size in shape if not isinstance(size, str))
     for name, shape in shapes.items():
         if name == embedding:
             continue
@@ -138,14 +143,13 @@ def geometry(checkpoint: Checkpoint) -> Geometry:
         unit = next((path for path in layers if name.startswith(f"{path}.")), REST)
         if name == lm_head:
             rows, unit = SAMPLED, "lm_head"
-        elif modules.vision is None or not name.startswith(f"{modules.vision}."):
+        elif name.rpartition(".")[0] not in in_vision:
             rows = TOKEN
         elif unit != REST or in_features == patch:
             rows = PATCH
         else:
             rows = MERGED
         matrices.append(Matrix(out_features, in_features, rows, unit))
-    vision_layers = [path for path in layers if modules.vision and path.startswith(modules.vision)]
     own = [m for m in matrices if m.unit in vision_layers]
     table = shapes[embedding]
     return Geometry(
@@ -153,9 +157,17 @@ def geometry(checkpoint: Checkpoint) -> Geometry:
         Matrix(table[0], table[1], TOKEN, "embedding"),
         lm_head in checkpoint.tied,
         other,
-        model.num_layers,
+        len(structure.layers[DECODER]),
         len(vision_layers),
-        vision.width if vision else 0,
+        _vision_width(model),
         max((m.in_features for m in own), default=0),
         max(m.in_features for m in matrices if m.rows == TOKEN),
+        patch,
+        max(1, round(structure.patches_per_token)),
     )
+
+
+def _vision_width(model: Contract) -> int:
+    if model.vision is None:
+        return 0
+    return model.vision.attention[0].heads * model.vision.attention[0].head_size

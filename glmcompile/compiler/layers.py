@@ -22,9 +22,7 @@ from glmcompile.checkpoint import Checkpoint
 from glmcompile.compiler.activations import Activations
 from glmcompile.compiler.calls import (
     BLOCK_SIZE,
-    DECODER,
     OUTPUTS,
-    PACKED,
     TORCH,
     Call,
     calibration_calls,
@@ -36,10 +34,10 @@ from glmcompile.compiler.comparison import (
     compare,
     relative_error,
 )
-from glmcompile.compiler.reference import component_layers
 from glmcompile.compiler.samples import Sample
 from glmcompile.compiler.store import Store
 from glmcompile.compiler.timing import compiling, exporting
+from glmcompile.contract import DECODER, KEY_CACHE, VALUE_CACHE
 from glmcompile.export import export_component
 from glmcompile.export.save import Place, WeightsWriter, is_external, save_graph
 from glmcompile.passes import simplify
@@ -47,7 +45,6 @@ from glmcompile.passes.cut import BEGIN, Segment, cut, last_uses
 from glmcompile.progress import Progress
 from glmcompile.quantize.graph import quantize_graph
 from glmcompile.quantize.schemes import Recipe
-from glmcompile.runtime.feeds import is_cache
 from glmcompile.runtime.model_runner import cache_dtype
 from glmcompile.targets.cpu import open_session
 from glmcompile.targets.cpu.lower import lower
@@ -129,7 +126,7 @@ class _ComponentCompiler:
     ) -> None:
         self._work = work
         self._component = component
-        self._layers = component_layers(work.checkpoint, component)
+        self._layers = list(work.checkpoint.structure.layers[component])
         self._statistics = statistics
         self._shipped_segments = cut(shipped, self._layers)
         self._observed_segments = cut(observed, self._layers) if observed is not None else None
@@ -263,34 +260,44 @@ class _ComponentCompiler:
 
     def _verify(self, segment: Segment, session: _Opened) -> list[ShippedError]:
         """Errors of the shipped segment on the packed samples: alone, and behind the others."""
-        [packed] = [call for call in self._compared if call.name == PACKED]
-        [(_, alone)] = _run(session, [packed], self._floats, keep=False)
-        [(_, chain)] = _run(session, [packed], self._ships)
-        inputs = [
-            value
-            for name in segment.inputs
-            if not is_cache(name)
-            for value in [_given(packed, name, self._floats)]
-            if value.dtype == np.float32
-        ]
+        packed = [call for call in self._compared if call.is_packed]
+        alone = [outputs for _, outputs in _run(session, packed, self._floats, keep=False)]
+        chain = [outputs for _, outputs in _run(session, packed, self._ships)]
         errors = []
-        for name, value in alone.items():
-            expected = self._floats.read(packed.name, name)
-            if expected.dtype != np.float32 or expected.ndim < 2:
+        for name, value in alone[0].items():
+            if value.dtype != np.float32 or value.ndim < 2:
                 continue
-            rows = expected.reshape(-1, expected.shape[-1])
-            before = [each for each in inputs if each.shape == expected.shape]
-            change = rows - before[0].reshape(rows.shape) if before else rows
+            expected, change = [], []
+            for call in packed:
+                rows = self._floats.read(call.name, name)
+                expected.append(_two_axes(rows))
+                change.append(_two_axes(rows - self._before(segment, call, rows)))
+            wanted = np.concatenate(expected)
             error = ShippedError(
                 self._component,
                 segment.name if segment.name in self._layers else name,
-                relative_error(rows, value.reshape(rows.shape), change),
-                relative_error(rows, chain[name].reshape(rows.shape), rows),
+                relative_error(
+                    wanted,
+                    np.concatenate([_two_axes(each[name]) for each in alone]),
+                    np.concatenate(change),
+                ),
+                relative_error(
+                    wanted, np.concatenate([_two_axes(each[name]) for each in chain]), wanted
+                ),
             )
             error.check()
             if segment.name != BEGIN or error.layer_error:  # tables of angles are not quantized
                 errors.append(error)
         return errors
+
+    def _before(self, segment: Segment, call: Call, like: NDArray[Any]) -> NDArray[Any] | float:
+        """What a segment adds to: its float32 input of the output's shape; 0 without one."""
+        for name in segment.inputs:
+            if not is_cache(name):
+                value = _given(call, name, self._floats)
+                if value.dtype == np.float32 and value.shape == like.shape:
+                    return value
+        return 0.0
 
     def _drop(self, number: int) -> None:
         """Remove values that segment `number` was the last to read."""
@@ -366,7 +373,7 @@ def _is_read_again(call: Call, name: str) -> bool:
     """Whether a later layer, component or comparison takes an output; most logits nobody does."""
     if name.startswith(PREFIX):
         return False
-    return name != OUTPUTS[DECODER] or call.name == PACKED
+    return name != OUTPUTS[DECODER] or call.is_packed
 
 
 def _value(array: NDArray[Any]) -> ort.OrtValue:
@@ -402,6 +409,15 @@ def _as_rows(value: NDArray[Any], expected: NDArray[Any]) -> NDArray[Any] | None
     if value.dtype != np.float32 or value.size != expected.size:
         return None
     return value.reshape(expected.shape) if value.shape[-1] == expected.shape[-1] else None
+
+
+def _two_axes(value: NDArray[Any]) -> NDArray[Any]:
+    return value.reshape(-1, value.shape[-1])
+
+
+def is_cache(name: str) -> bool:
+    """Whether a decoder's input is a layer's pool of keys or values."""
+    return name.startswith((KEY_CACHE, VALUE_CACHE))
 
 
 def _places(result: dict[str, Any]) -> dict[str, Place]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
+
+from PIL import Image
 
 from glmcompile.bench.machine import available_memory
 from glmcompile.calibrate.samples import CalibrationSample
 from glmcompile.checkpoint import Checkpoint
 from glmcompile.compiler.geometry import SAMPLED, TOKEN, Geometry
-from glmcompile.compiler.samples import calibration_samples
-from glmcompile.config import ModelConfig
+from glmcompile.compiler.samples import calibration_samples, patches_of
+from glmcompile.contract import Contract
 from glmcompile.errors import ArtifactError
 from glmcompile.quantize.schemes import Recipe
+from glmcompile.runtime.image_processor import image_processor
+from glmcompile.runtime.kv_cache import KVCacheShape
 
 # Tokens of text beside a screenshot, and in a text model's prompt.
 PROMPT_TOKENS = 600
@@ -66,7 +69,7 @@ def load_of(checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[Calibratio
     """What a recipe's calibration samples are for this model."""
     encoded = calibration_samples(checkpoint, checkpoint.directory, samples, recipe.max_tokens)
     lengths = [len(each.token_ids) for each in encoded]
-    patches = sum(int(each.grid_thw.prod(axis=1).sum()) for each in encoded)
+    patches = sum(patches_of(checkpoint, image) for each in encoded for image in each.images)
     return Load(len(samples), sum(lengths), patches, max(lengths))
 
 
@@ -107,22 +110,18 @@ def _size(count: int) -> str:
 
 def prompt_of(checkpoint: Checkpoint, image: tuple[int, int] | None) -> Prompt:
     """A prompt with a screenshot of (width, height), or of text alone."""
-    family, vision = checkpoint.family, checkpoint.model.vision
+    vision = checkpoint.model.vision
     if vision is None or image is None:
         return Prompt(PROMPT_TOKENS, 0)
-    assert family.resize is not None
-    height, width = family.resize(image[1], image[0], vision)
-    grid = (1, height // vision.patch_size, width // vision.patch_size)
-    return Prompt(PROMPT_TOKENS + family.image_tokens(grid, vision), prod(grid))
+    made = image_processor(vision, checkpoint.directory)(Image.new("RGB", image))
+    return Prompt(PROMPT_TOKENS + made.num_tokens, patches_of(checkpoint, made))
 
 
-def space(
-    shapes: Geometry, model: ModelConfig, precision: str, prompt: Prompt, load: Load
-) -> Space:
+def space(shapes: Geometry, model: Contract, precision: str, prompt: Prompt, load: Load) -> Space:
     """Memory and disk of one precision ("int8" or "fp32"; its cache is of the same type)."""
     engine = shapes.engine_bytes(precision)
     width = 1 if precision == "int8" else 4
-    kv = 2 * model.num_layers * model.num_kv_heads * model.head_size * 1000 * width
+    kv = 1000 * KVCacheShape(model, 1, "int8").block_bytes * width
     hidden, compared, quantized = 4 * model.hidden_size, COMPARED_TOKENS, precision == "int8"
     # When the decoder ends: logits of what is compared from torch, from the float32 graph and from
     # what ships; calibration's embeddings, and its hidden states before and behind a layer.
@@ -141,11 +140,11 @@ def space(
     return Space(engine, int(work), int(memory), kv, _activations(shapes, model, prompt))
 
 
-def _activations(shapes: Geometry, model: ModelConfig, prompt: Prompt) -> int:
+def _activations(shapes: Geometry, model: Contract, prompt: Prompt) -> int:
     """What the largest step of the encoder and of the decoder hold at once, in float32."""
     rows = min(prompt.tokens, 2048)
     decoder = rows * (4 * model.hidden_size + shapes.inner)
     vision = prompt.patches * (10 * shapes.vision_width + 3 * shapes.vision_inner // 2)
     # The patches themselves, as they are cut, normalised and read.
-    pixels = 3 * prompt.patches * (model.vision.patch_values if model.vision is not None else 0)
+    pixels = 3 * prompt.patches * shapes.patch_values
     return 4 * (decoder + vision + pixels)

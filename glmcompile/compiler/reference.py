@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,24 +15,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from glmcompile.checkpoint import Checkpoint
 from glmcompile.compiler.activations import Activations
-from glmcompile.compiler.calls import DECODER, EMBEDDING, OUTPUTS, TORCH, VISION
-from glmcompile.compiler.samples import Sample, packed_images, position_ids_of
-from glmcompile.export.repeat import layer_paths
-from glmcompile.export.skeleton import build_skeleton
+from glmcompile.compiler.calls import OUTPUTS, TORCH
+from glmcompile.compiler.samples import ImageInputs, Sample, position_ids_of
+from glmcompile.contract import DECODER, PROCESSED, VISION
+from glmcompile.export.components import Structure, selected_rows
+from glmcompile.export.skeleton import EAGER, build_skeleton
 
-
-def component_layers(checkpoint: Checkpoint, component: str) -> list[str]:
-    """The layers of a component, by their module paths; none in the embedding."""
-    root = checkpoint.family.modules.layered(component)
-    if root is None:
-        return []
-    with torch.device("meta"):
-        return layer_paths(checkpoint.model_class._from_config(checkpoint.config), root)
+# Bytes from which a parameter outside the layers is held only while its module runs.
+_LARGE = 16 << 20
 
 
 def layer_count(checkpoint: Checkpoint) -> int:
     """How many layers `compute` runs."""
-    return sum(len(component_layers(checkpoint, each)) for each in checkpoint.family.components)
+    return sum(len(layers) for layers in checkpoint.structure.layers.values())
 
 
 @torch.inference_mode()
@@ -53,46 +49,80 @@ def compute(
     rows: of the samples' packed tokens those whose logits are wanted; None for all.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    model = build_skeleton(checkpoint, mode, symbolic_attention=False)
-    reference = _Streamed(checkpoint, model, values if layers else None, advance)
-    modules = checkpoint.family.modules
+    model: Any = build_skeleton(checkpoint, mode, EAGER)
+    streamed = _Streamed(checkpoint, model, values if layers else None, advance)
+    structure = checkpoint.structure
     features = None
-    if modules.vision is not None and any(each.images for each in samples):
-        pixels, grids = packed_images(samples)
-        with reference.streamed(modules.vision) as visual:
-            output = visual(torch.from_numpy(pixels), grid_thw=torch.from_numpy(grids))
-        features = output.pooler_output.float()
+    images = [image for each in samples for image in each.images]
+    if images:
+        assert structure.form is not None
+        with streamed(structure.layers[VISION], None):
+            parts = [
+                structure.form.join(model.get_image_features(**arguments, return_dict=True))
+                for arguments in _together(checkpoint, images)
+            ]
+        features = torch.cat(parts).float()
         values.write(TORCH, OUTPUTS[VISION], features.numpy())
-
-    ids = torch.from_numpy(np.concatenate([each.token_ids for each in samples]))
-    with reference.streamed(modules.embed_tokens) as embed_tokens:
-        embeds = embed_tokens(ids)
+    batch = _padded(checkpoint, samples, structure)
     if features is not None:
-        is_image = torch.eq(ids, checkpoint.model.image_token_id or -1)
-        embeds = embeds.masked_scatter(is_image[:, None], features)
-    values.write(TORCH, OUTPUTS[EMBEDDING], embeds.numpy())
-
-    positions = [position_ids_of(checkpoint, each) for each in samples]
-    position_ids = torch.from_numpy(np.concatenate(positions, axis=1))
-    with reference.streamed(modules.decoder, without=modules.embed_tokens) as decoder:
-        hidden = decoder(
-            inputs_embeds=embeds[None],
-            attention_mask=_own_past([len(each.token_ids) for each in samples]),
-            position_ids=position_ids if len(position_ids) == 1 else position_ids[:, None],
-            use_cache=False,
-        ).last_hidden_state
-    with reference.streamed(modules.lm_head) as lm_head:
-        wanted = hidden[0] if rows is None else hidden[0][torch.from_numpy(rows)]
-        values.write(TORCH, OUTPUTS[DECODER], lm_head(wanted).numpy())
+        hidden = checkpoint.model.hidden_size
+        output = structure.form.split(features, hidden)  # type: ignore[union-attr]
+        batch.arguments["mm_encoder_outputs"] = {"image": output}
+    wanted = batch.tokens if rows is None else batch.tokens[torch.from_numpy(rows)]
+    with (
+        streamed(structure.layers[DECODER], batch.tokens),
+        selected_rows(model, structure.head, wanted),
+    ):
+        logits = model(**batch.arguments).logits
+    values.write(TORCH, OUTPUTS[DECODER], logits.reshape(-1, logits.shape[-1]).numpy())
 
 
-def _own_past(lengths: Sequence[int]) -> torch.Tensor:
-    """An additive mask [1, 1, T, T] under which a token sees those before it in its sequence."""
-    total = sum(lengths)
-    sequence = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    seen = (sequence[:, None] == sequence).tril()
-    mask = torch.full((total, total), torch.finfo(torch.float32).min)
-    return mask.masked_fill(seen, 0.0)[None, None]
+def _together(
+    checkpoint: Checkpoint, images: Sequence[ImageInputs]
+) -> list[dict[str, torch.Tensor]]:
+    """Arguments of `get_image_features` for all images: in one call where their arrays can be
+    joined, and in a call for each otherwise."""
+    names = [port.name for port in checkpoint.model.encoder.having(PROCESSED)]
+    each = [
+        {name: image.inputs[name] for name in names}
+        | {
+            name: image.inputs.get(name, np.array([image.grid_thw], np.int64))
+            for name in checkpoint.structure.fixed
+        }
+        for image in images
+    ]
+    joined = all(a[name].shape[1:] == each[0][name].shape[1:] for a in each for name in a)
+    calls = (
+        [{name: np.concatenate([a[name] for a in each]) for name in each[0]}] if joined else each
+    )
+    return [{name: torch.from_numpy(value) for name, value in call.items()} for call in calls]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Arguments of the model's forward, and which of its rows are tokens and not padding."""
+
+    arguments: dict[str, Any]
+    tokens: torch.Tensor
+
+
+def _padded(checkpoint: Checkpoint, samples: Sequence[Sample], structure: Structure) -> _Batch:
+    """The samples as a batch padded on the right, where no token sees the padding."""
+    lengths = [len(each.token_ids) for each in samples]
+    width = max(lengths)
+    ids = torch.zeros(len(samples), width, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    positions = torch.zeros(checkpoint.model.position_axes, len(samples), width, dtype=torch.int64)
+    for row, sample in enumerate(samples):
+        ids[row, : lengths[row]] = torch.from_numpy(sample.token_ids)
+        mask[row, : lengths[row]] = 1
+        positions[:, row, : lengths[row]] = torch.from_numpy(position_ids_of(checkpoint, sample))
+    arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    if structure.takes_positions:
+        arguments["position_ids"] = positions if len(positions) > 1 else positions[0]
+    for name, kind in structure.types.items():
+        arguments[name] = kind * torch.eq(ids, checkpoint.model.image_token_id or -1).long()
+    return _Batch(arguments, mask.reshape(-1).nonzero()[:, 0])
 
 
 class _Streamed:
@@ -109,46 +139,63 @@ class _Streamed:
         self._model = model
         self._values = values
         self._advance = advance
-        self._done = 0
+        self._done: set[str] = set()
 
     @contextmanager
-    def streamed(self, path: str, without: str = "") -> Iterator[nn.Module]:
-        """The module at `path`: what is outside its layers loaded, its layers when they run.
+    def __call__(self, layers: Sequence[str], tokens: torch.Tensor | None) -> Iterator[None]:
+        """Let the model run: its parameters are there when they are used.
 
-        without: path of a part of it that is not called and stays without weights.
+        layers: those that will run; their outputs are kept. tokens: rows of these that count.
         """
-        layers = layer_paths(self._model, path)
-        inside = tuple(f"{layer}." for layer in layers) + ((f"{without}.",) if without else ())
-        root = self._model.get_submodule(path)
-        own = [
-            name for name, _ in root.named_parameters(prefix=path) if not name.startswith(inside)
-        ]
-        hooks = [hook for layer in layers for hook in self._watch(layer)]
+        every = [path for paths in self._checkpoint.structure.layers.values() for path in paths]
+        inside = tuple(f"{layer}." for layer in every)
+        hooks = [hook for layer in layers for hook in self._watch(layer, tokens)]
+        own = []
+        for name, parameter in self._model.named_parameters():
+            if name.startswith(inside):
+                continue
+            module = self._model.get_submodule(name.rpartition(".")[0])
+            large = 4 * parameter.numel() > _LARGE and isinstance(module, nn.Linear | nn.Embedding)
+            if large:
+                hooks += self._while_running(module, [name])
+            else:
+                own.append(name)
         fakes = self._load(own)
         try:
-            yield root
+            yield
         finally:
             self._restore(fakes)
             for hook in hooks:
                 hook.remove()
 
-    def _watch(self, path: str) -> list[Any]:
-        layer = self._model.get_submodule(path)
-        names = [name for name, _ in layer.named_parameters(prefix=path)]
+    def _while_running(self, module: nn.Module, names: Sequence[str]) -> list[Any]:
+        """Hooks that load parameters before a module runs and let them go after."""
         fakes: dict[str, nn.Parameter] = {}
 
         def load(*ignored: Any) -> None:
             fakes.update(self._load(names))
 
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        def drop(*ignored: Any) -> None:
             self._restore(fakes)
+
+        return [module.register_forward_pre_hook(load), module.register_forward_hook(drop)]
+
+    def _watch(self, path: str, tokens: torch.Tensor | None) -> list[Any]:
+        layer = self._model.get_submodule(path)
+        found: list[NDArray[np.float32]] = []
+        names = [name for name, _ in layer.named_parameters(prefix=path)]
+
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             if self._values is not None:
                 hidden = output[0] if isinstance(output, tuple) else output
-                self._values.write(TORCH, path, hidden.reshape(-1, hidden.shape[-1]).numpy())
-            self._done += 1
-            self._advance(self._done)
+                rows = hidden.reshape(-1, hidden.shape[-1])
+                found.append((rows if tokens is None else rows[tokens]).numpy())
+                self._values.write(TORCH, path, np.concatenate(found))  # of several calls
+            self._done.add(path)
+            self._advance(len(self._done))
 
-        return [layer.register_forward_pre_hook(load), layer.register_forward_hook(keep)]
+        hooks = self._while_running(layer, names)
+        return [*hooks, layer.register_forward_hook(keep)]
 
     def _load(self, names: Sequence[str]) -> dict[str, nn.Parameter]:
         """Set these parameters to the checkpoint's; returns what they were."""

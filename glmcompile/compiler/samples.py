@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import AutoImageProcessor
 
 from glmcompile.calibrate.samples import CalibrationSample
 from glmcompile.checkpoint import Checkpoint
-from glmcompile.config import ModelConfig
+from glmcompile.contract import PROCESSED, Contract
+from glmcompile.discover.images import dynamic_size
+from glmcompile.discover.processors import find_processing
 from glmcompile.errors import CalibrationError, InputError
 from glmcompile.evaluate.samples import bundled_samples
+from glmcompile.rules import position_ids
 from glmcompile.runtime.teacher_forcing import AnswerEncoder
+from glmcompile.runtime.transformers_processor import grid_of
 
 # Width and height of the images of the drawn samples; two of them share a prompt.
 DRAWN_IMAGES = ((140, 224), (336, 196), (84, 84))
@@ -32,17 +35,22 @@ HELD_OUT = 2
 HELD_OUT_TOKENS = 192
 
 
-class ImagePatches(Protocol):
-    """An image as the vision encoder takes it; ProcessedImage makes its patches when asked."""
+class ImageInputs(Protocol):
+    """An image as the vision encoder takes it; ProcessedImage makes its arrays when asked."""
 
     @property
-    def pixel_values(self) -> NDArray[np.float32]:
-        """float32 [patches, patch values]."""
+    def inputs(self) -> dict[str, NDArray[Any]]:
+        """The image processor's arrays, by the names of the encoder's ports."""
         ...
 
     @property
-    def grid_thw(self) -> tuple[int, int, int]:
-        """Frames, patch rows and patch columns."""
+    def num_tokens(self) -> int:
+        """Image tokens of the prompt."""
+        ...
+
+    @property
+    def grid_thw(self) -> tuple[int, ...]:
+        """Frames, patch rows and patch columns; () where there is no such grid."""
         ...
 
 
@@ -51,28 +59,29 @@ class Sample:
     """One sequence: token ids int64 [T], and its images in order."""
 
     token_ids: NDArray[np.int64]
-    images: tuple[ImagePatches, ...] = ()
-
-    def pixel_values(self) -> NDArray[np.float32]:
-        """Patches of all images, float32 [patches, patch values]; made at every call."""
-        return np.concatenate([image.pixel_values for image in self.images])
+    images: tuple[ImageInputs, ...] = ()
 
     @property
     def grid_thw(self) -> NDArray[np.int64]:
         """int64 [images, 3]."""
-        return np.array([image.grid_thw for image in self.images], np.int64).reshape(-1, 3)
-
-
-def packed_images(samples: Sequence[Sample]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Patches float32 [patches, patch values] and grids int64 [images, 3] of all samples."""
-    pixels = [sample.pixel_values() for sample in samples if sample.images]
-    return np.concatenate(pixels), np.concatenate([sample.grid_thw for sample in samples])
+        grids = [image.grid_thw for image in self.images if image.grid_thw]
+        return np.array(grids, np.int64) if grids else np.empty((0, 3), np.int64)
 
 
 def position_ids_of(checkpoint: Checkpoint, sample: Sample) -> NDArray[np.int64]:
     """Position ids of a sample, int64 [position axes, T]."""
-    family, model = checkpoint.family, checkpoint.model
-    return family.position_ids(sample.token_ids, sample.grid_thw, model)[0]
+    return position_ids(checkpoint.model, sample.token_ids, sample.grid_thw)[0]
+
+
+def units_of(checkpoint: Checkpoint, image: ImageInputs) -> int:
+    """How many patches or tiles an image has: the encoder's rows are proportional to it."""
+    port = checkpoint.model.encoder.having(PROCESSED)[0]
+    return dynamic_size(port, image.inputs[port.name])
+
+
+def patches_of(checkpoint: Checkpoint, image: ImageInputs) -> int:
+    """How many rows the encoder's layers have for an image."""
+    return round(units_of(checkpoint, image) * checkpoint.structure.patches_per_unit)
 
 
 def compared_samples(checkpoint: Checkpoint, directory: Path) -> list[Sample]:
@@ -113,7 +122,7 @@ def calibration_samples(
 class _Encoder:
     """Prompts, answers and images to samples, as an engine prepares them."""
 
-    def __init__(self, model: ModelConfig, directory: Path) -> None:
+    def __init__(self, model: Contract, directory: Path) -> None:
         self._model = model
         self._encode = AnswerEncoder(directory, model)
 
@@ -132,9 +141,7 @@ def drawn_samples(checkpoint: Checkpoint) -> list[Sample]:
     if vision is None:
         return [Sample(ids) for ids in texts]
     # transformers' own processor, so that the engine's is not compared with itself.
-    processor = AutoImageProcessor.from_pretrained(
-        checkpoint.directory, local_files_only=True, backend="pil"
-    )
+    processing = find_processing(checkpoint, vision.token_id)
     noise = np.random.default_rng(0)
     samples = []
     for ids, sizes in zip(texts, (DRAWN_IMAGES[:2], DRAWN_IMAGES[2:], ()), strict=True):
@@ -143,17 +150,17 @@ def drawn_samples(checkpoint: Checkpoint) -> list[Sample]:
         for index, (width, height) in enumerate(sizes, start=1):
             coarse = noise.integers(0, 256, (height // 14, width // 14, 3), np.uint8)
             image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-            processed = processor([image], return_tensors="np")
-            frames, rows, columns = (int(side) for side in processed["image_grid_thw"][0])
-            images.append(_Drawn(processed["pixel_values"], (frames, rows, columns)))
-            count = checkpoint.family.image_tokens(images[-1].grid_thw, vision)
-            image_tokens = np.full(count, checkpoint.model.image_token_id, np.int64)
-            pieces += [image_tokens, ids[index : index + 1]]
+            arrays, tokens = processing.arrays(image), np.array(processing.tokens(image))
+            images.append(_Drawn(arrays, int((tokens == vision.token_id).sum()), grid_of(arrays)))
+            pieces += [tokens, ids[index : index + 1]]
         samples.append(Sample(np.concatenate([*pieces, ids[len(sizes) + 1 :]]), tuple(images)))
     return samples
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    pixel_values: NDArray[np.float32]
-    grid_thw: tuple[int, int, int]
+    """An image as transformers' processor gives it."""
+
+    inputs: dict[str, NDArray[Any]]
+    num_tokens: int
+    grid_thw: tuple[int, ...]

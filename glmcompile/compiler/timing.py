@@ -13,12 +13,11 @@ from PIL import Image
 from glmcompile.bench import rates
 from glmcompile.bench.rates import Layer, Rates
 from glmcompile.checkpoint import Checkpoint
-from glmcompile.compiler.calls import DECODER, EMBEDDING, VISION
 from glmcompile.compiler.geometry import MERGED, PATCH, SAMPLED, TOKEN, Geometry
 from glmcompile.compiler.needs import COMPARED_PATCHES, COMPARED_TOKENS, Load, Prompt
-from glmcompile.config import ModelConfig
+from glmcompile.contract import DECODER, VISION, Contract
 from glmcompile.quantize.weights import quantize_weight
-from glmcompile.runtime.image_processor import ImageProcessor
+from glmcompile.runtime.image_processor import image_processor
 
 HASHING_CHECKPOINT, RUNNING_TORCH = "Hashing the checkpoint", "Running torch"
 HASHING_ENGINE = "Hashing the engine"
@@ -86,8 +85,8 @@ def measure(
     preprocess = 0.0
     if model.vision is not None:
         screen = Image.effect_noise(image, 80).convert("RGB")
-        processor = ImageProcessor(checkpoint.family, model.vision)
-        preprocess = _timed(lambda: processor(screen).pixel_values)
+        processor = image_processor(model.vision, checkpoint.directory)
+        preprocess = _timed(lambda: processor(screen).inputs)
     return Machine(
         found,
         rates.hashing(),
@@ -100,7 +99,7 @@ def measure(
 def _rates(
     precision: str,
     shapes: Geometry,
-    model: ModelConfig,
+    model: Contract,
     prompt: Prompt,
     threads: int,
     memory: rates.Memory,
@@ -144,7 +143,7 @@ def _narrowed(layer: Layer, parameters: int) -> Layer:
 
 
 def latency(
-    shapes: Geometry, model: ModelConfig, precision: str, prompt: Prompt, on: Machine
+    shapes: Geometry, model: Contract, precision: str, prompt: Prompt, on: Machine
 ) -> Latency:
     """Of one precision on a machine."""
     vision = encoding(shapes, model, prompt.patches, on.rates[precision])
@@ -153,18 +152,18 @@ def latency(
     return Latency(vision, ttft, on.rates[precision].token + STEP_SECONDS)
 
 
-def encoding(shapes: Geometry, model: ModelConfig, patches: int, by: Rates) -> float:
+def encoding(shapes: Geometry, model: Contract, patches: int, by: Rates) -> float:
     """Seconds of the vision encoder for so many patches of one image."""
-    merge = model.vision.merge_size**2 if model.vision is not None else 1
+    merge = shapes.merged
     linear = shapes.operations({PATCH: patches, MERGED: patches // merge}) / by.vision_linear
     pairs = 4 * shapes.vision_width * shapes.vision_layers * patches**2
     return (linear + pairs / by.vision_attention) / 1e9
 
 
-def prefill(shapes: Geometry, model: ModelConfig, tokens: int, by: Rates) -> float:
+def prefill(shapes: Geometry, model: Contract, tokens: int, by: Rates) -> float:
     """Seconds of the decoder for so many new tokens of one prompt."""
     linear = shapes.operations({TOKEN: tokens, SAMPLED: 1}) / by.linear
-    width = model.num_layers * model.num_heads * model.head_size
+    width = sum(each.heads * (each.head_size + each.value_size) for each in model.attention) // 2
     return (linear + 2 * width * tokens**2 / by.attention) / 1e9
 
 
@@ -177,7 +176,6 @@ def stages(
     compared, calibrated = [
         {
             VISION: encoding(shapes, model, patches, by),
-            EMBEDDING: 0.0,
             DECODER: prefill(shapes, model, tokens, by),
         }
         for tokens, patches in (
@@ -187,20 +185,19 @@ def stages(
     ]
     parameters = {
         VISION: shapes.operations({PATCH: 1, MERGED: 1}) // 2,
-        EMBEDDING: shapes.table.parameters,
-        DECODER: shapes.operations({TOKEN: 1, SAMPLED: 1}) // 2,
+        DECODER: shapes.operations({TOKEN: 1, SAMPLED: 1}) // 2 + shapes.table.parameters,
     }
-    layers = {VISION: shapes.vision_layers, EMBEDDING: 1, DECODER: shapes.layers}
+    layers = {VISION: shapes.vision_layers, DECODER: shapes.layers}
     found = {
         HASHING_CHECKPOINT: source / DISK_RATE,
         RUNNING_TORCH: START_SECONDS + 2 * shapes.parameters / on.convert + sum(compared.values()),
     }
     quantizing = precision == "int8"
-    for component in checkpoint.family.components:
+    for component in checkpoint.model.components:
         weights = parameters[component]
         # In float32 whole and in chunks, and as it ships.
         work = 3 * compared[component] + quantizing * calibrated[component]
-        calls = COMPARED_CALLS + quantizing * load.samples if component != EMBEDDING else 0
+        calls = COMPARED_CALLS + quantizing * load.samples
         work += weights * (2 / on.convert + quantizing / on.quantize + 4 * calls / PACKING_RATE)
         found[exporting(component)] = EXPORT_SECONDS
         found[compiling(component)] = work + layers[component] * LAYER_SECONDS

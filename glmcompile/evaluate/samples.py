@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glmcompile.calibrate.samples import folder_samples
-from glmcompile.config import ModelConfig
+from glmcompile.contract import Contract
 from glmcompile.errors import InputError
 
 
@@ -49,7 +49,7 @@ def bundled_samples(with_images: bool, count: int) -> Iterator[EvaluationSample]
 
 
 def evaluation_samples(
-    model: ModelConfig, folder: str | Path | None, count: int
+    model: Contract, folder: str | Path | None, count: int
 ) -> list[EvaluationSample]:
     """At most `count` samples for a model. folder: a user's; None takes the bundled split.
 

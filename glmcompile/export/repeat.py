@@ -21,36 +21,22 @@ _PLAIN = (bool, int, float, str, tuple, type(None))
 _OWN = {"layer_idx", "training"}  # what may differ between layers that are alike
 
 
-def layer_lists(model: nn.Module, root: str) -> dict[str, nn.ModuleList]:
-    """The lists of layers below `root` by their paths; lists inside a layer are part of it."""
-    found: dict[str, nn.ModuleList] = {}
-    for path, module in model.get_submodule(root).named_modules(prefix=root):
-        inside = any(path.startswith(f"{other}.") for other in found)
-        if isinstance(module, nn.ModuleList) and not inside:
-            found[path] = module
-    return found
-
-
-def layer_paths(model: nn.Module, root: str) -> list[str]:
-    """Module paths of the layers below `root` in their order."""
-    lists = layer_lists(model, root)
-    return [f"{path}.{index}" for path, layers in lists.items() for index in range(len(layers))]
-
-
-def shorten(model: nn.Module, root: str) -> list[str]:
-    """Leave TRACED layers of the list below `root`, if there is one whose layers are all alike.
+def shorten(model: nn.Module, layers: Sequence[str]) -> list[str]:
+    """Leave TRACED of these layers, if they are one whole list and all alike.
 
     Returns the paths of all layers that it had, or nothing where it stays as it is.
     """
-    lists = layer_lists(model, root)
+    lists = {path.rpartition(".")[0] for path in layers}
     if len(lists) != 1:
         return []
-    [(path, layers)] = lists.items()
-    if len(layers) <= TRACED or not all(_alike(layers[0], each) for each in layers):
+    modules = model.get_submodule(lists.pop())
+    assert isinstance(modules, nn.ModuleList)
+    if len(modules) != len(layers) or len(modules) <= TRACED:
         return []
-    paths = [f"{path}.{index}" for index in range(len(layers))]
-    del layers[TRACED:]
-    return paths
+    if not all(_alike(modules[0], each) for each in modules):
+        return []
+    del modules[TRACED:]
+    return list(layers)
 
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:

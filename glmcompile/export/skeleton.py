@@ -8,25 +8,26 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from transformers.initialization import no_init_weights
 
 from glmcompile.checkpoint import Checkpoint
-from glmcompile.export.attention import PAGED_ATTENTION, VARLEN_ATTENTION
+from glmcompile.export.experts import EXPERTS
+
+EAGER = "eager"
 
 
-def build_skeleton(
-    checkpoint: Checkpoint, mode: FakeTensorMode, symbolic_attention: bool = True
-) -> nn.Module:
+def build_skeleton(checkpoint: Checkpoint, mode: FakeTensorMode, attention: str) -> nn.Module:
     """The checkpoint's model in float32 with fake parameters and real buffers, in eval mode.
 
-    symbolic_attention: whether attention layers call the symbolic functions of export.attention;
-        otherwise they compute, in transformers' eager way.
+    attention: name of the attention function that all its layers call; EAGER for transformers' own.
     Buffers (rotary frequencies) are not in the checkpoint: the module computes them, so they are
     real. Tied parameters get a parameter of their own, so that each keeps its name in the graph.
     """
     config = copy.deepcopy(checkpoint.config)  # the attention functions are set on it below
-    with _fake_parameters(mode):
+    with _fake_parameters(mode), no_init_weights():
         model = checkpoint.model_class._from_config(config, dtype=torch.float32)
     for name in checkpoint.tied:
         owner, _, attribute = name.rpartition(".")
@@ -34,16 +35,21 @@ def build_skeleton(
         with mode:
             separate = nn.Parameter(torch.empty_like(tensor), requires_grad=False)
         setattr(model.get_submodule(owner), attribute, separate)
-    # Set on the configurations themselves: `set_attn_implementation` refuses names that contain
-    # "flash" unless the flash-attention package is installed.
-    decoder, vision = PAGED_ATTENTION, VARLEN_ATTENTION
-    if not symbolic_attention:
-        decoder = vision = "eager"
-    model.config._attn_implementation_internal = decoder
-    for part, attention in (("text_config", decoder), ("vision_config", vision)):
-        if (sub_config := getattr(model.config, part, None)) is not None:
-            sub_config._attn_implementation_internal = attention
+    set_attention(model, attention)
     return model.eval().requires_grad_(False)
+
+
+def set_attention(model: nn.Module, attention: str) -> None:
+    """Choose the attention function of every module, and the experts function that goes with it.
+
+    On the configurations themselves: `set_attn_implementation` refuses names that contain "flash"
+    unless the flash-attention package is installed.
+    """
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if isinstance(config, transformers.PreTrainedConfig):
+            config._attn_implementation_internal = attention
+            config._experts_implementation_internal = EAGER if attention == EAGER else EXPERTS
 
 
 @contextmanager

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 BEGIN, END = "begin", "end"
-# Whether these lie before a cut or behind it makes no difference to what crosses.
-REARRANGING = ("Squeeze", "Unsqueeze", "Reshape", "Transpose")
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,8 @@ def cut(model: ir.Model, layers: Sequence[str]) -> list[Segment]:
         inputs, outputs = crossing.get(stage, ([], []))
         if not outputs:
             continue
+        for value in inputs:
+            _give_type(value)
         graph = ir.convenience.extract(model.graph, inputs, outputs)
         graph.name = f"{model.graph.name}.{name}"
         segments.append(
@@ -109,35 +109,103 @@ def _sink(
     stages: dict[ir.Node, int],
     is_parameter: Callable[[ir.Value | None], bool],
 ) -> None:
-    """Moves nodes that serve later segments alone into the first of them, where their inputs go
-    anyway.
+    """Moves nodes that serve later segments alone into the first of them, where fewer values cross
+    or none more.
 
-    A residual stream is then the only large value between two layers.
+    A residual stream is then the only large value between two layers: a normalization without
+    weights that the next layer or the output begins with goes with them.
     """
+    movable: dict[int, list[ir.Node]] = {}
+    watching = _watching(graph)
     for node in reversed(graph):
         stage = stages[node]
-        outputs = [output for output in node.outputs if output.uses() or output.is_graph_output()]
-        if stage == 0 or any(output.is_graph_output() for output in outputs):
+        if stage == 0 or node in watching or any(is_parameter(value) for value in node.inputs):
             continue
-        if any(is_parameter(value) for value in node.inputs):
+        if any(output.is_graph_output() for output in node.outputs):
             continue
-        users = [stages[use.node] for output in outputs for use in output.uses()]
-        if not users or (target := min(users)) <= stage:
-            continue
-        inputs = [value for value in node.inputs if _stage(value, stages) > 0]
-        elsewhere = [
-            [stages[use.node] for use in value.uses() if use.node is not node]  # type: ignore[union-attr]
-            for value in inputs
-        ]
-        goes_anyway = [bool(others) and max(others) >= target for others in elsewhere]
-        serves = [goes or not others for goes, others in zip(goes_anyway, elsewhere, strict=True)]
-        if all(serves) and (any(goes_anyway) or node.op_type in REARRANGING):
-            stages[node] = target
+        own = movable.setdefault(stage, [])
+        users = [use.node for output in node.outputs for use in output.uses()]
+        users = [user for user in users if user not in watching]
+        if users and all(stages[user] > stage or user in own for user in users):
+            own.append(node)
+    given = _given(graph, is_parameter)
+    for stage, nodes in movable.items():
+        _move(stage, nodes[::-1], stages, given)
+    for node in graph:  # who watches a value goes with those who use it
+        if node in watching:
+            value = node.inputs[0]
+            users = [] if value is None else [use.node for use in value.uses()]
+            others = [stages[user] for user in users if user not in watching]
+            stages[node] = min(others, default=max(_stage(each, stages) for each in node.inputs))
+
+
+def _watching(graph: ir.Graph) -> set[ir.Node]:
+    """Nodes that serve nothing but an output beside the component's own, which is the first."""
+    found: set[ir.Node] = set()
+    own = graph.outputs[0]
+    for node in reversed(graph):
+        users = [use.node for output in node.outputs for use in output.uses()]
+        ends = [output for output in node.outputs if output.is_graph_output()]
+        if own not in ends and (ends or users) and all(user in found for user in users):
+            found.add(node)
+    return found
+
+
+def _given(graph: ir.Graph, is_parameter: Callable[[ir.Value | None], bool]) -> frozenset[ir.Value]:
+    """Values that are computed from the component's inputs without any parameter."""
+    found = set(graph.inputs)
+    for node in graph:
+        if all(
+            value is None or value in found or (value.is_initializer() and not is_parameter(value))
+            for value in node.inputs
+        ):
+            found.update(node.outputs)
+    return frozenset(found)
+
+
+def _move(
+    stage: int, nodes: list[ir.Node], stages: dict[ir.Node, int], given: frozenset[ir.Value]
+) -> None:
+    """Moves those of `nodes` behind the first place where the fewest values cross.
+
+    nodes: of one stage, in their order; they serve later stages alone. given: see `_given`; these
+    cost nothing.
+    """
+    best, fewest = 0, None
+    for start in range(len(nodes) + 1):
+        crossing = len(_taken(stage, nodes[start:], stages) - given)
+        if fewest is None or crossing < fewest:
+            best, fewest = start, crossing
+    for node in reversed(nodes[best:]):
+        users = [use.node for output in node.outputs for use in output.uses()]
+        stages[node] = min(stages[user] for user in users if stages[user] > stage)
+
+
+def _taken(stage: int, moved: list[ir.Node], stages: Mapping[ir.Node, int]) -> set[ir.Value]:
+    """Values that cross the end of a stage once these nodes lie behind it, small ones (row numbers,
+    lengths: integers) left aside."""
+    gone = set(moved)
+    return {
+        output
+        for node, own in stages.items()
+        if own <= stage and node not in gone
+        for output in node.outputs
+        if output.dtype is None or output.dtype.is_floating_point()
+        if any(stages[use.node] > stage or use.node in gone for use in output.uses())
+    }
 
 
 def _stage(value: ir.Value | None, stages: Mapping[ir.Node, int]) -> int:
     producer = value.producer() if value is not None else None
     return stages[producer] if producer is not None else 0
+
+
+def _give_type(value: ir.Value) -> None:
+    """Rewrites leave values without a type; those that cross have that of what they come from."""
+    if value.type is None and (producer := value.producer()) is not None:
+        source = next(each for each in producer.inputs if each is not None)
+        _give_type(source)
+        value.type = source.type
 
 
 def _crossing(

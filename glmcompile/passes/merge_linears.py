@@ -1,4 +1,4 @@
-"""Merges linear layers that read the same input (q/k/v, gate/up) into one and splits its output.
+"""Merges a module's linear layers that read one input (q/k/v, gate/up) and splits their output.
 
 One wide product reads and quantizes its input once and fills the matrix unit better than several
 narrow ones.
@@ -18,14 +18,17 @@ from glmcompile.passes.matching import DOMAIN, describe, dimensions, lazy_initia
 class MergeLinears(ir.passes.InPlacePass):
     """Requires `com.glmcompile::Linear` nodes with named weights `[out_features, in_features]`.
 
-    Ensures that no two of them share an input. The merged weight is read lazily from its parts.
+    Ensures that no two of one module share an input: attention and MLP beside each other stay
+    apart. The merged weight is read lazily from its parts.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        siblings: dict[tuple[ir.Value, bool], list[ir.Node]] = {}
+        siblings: dict[tuple[ir.Value, str, bool], list[ir.Node]] = {}
         for node in model.graph:
             if node.op_type == "Linear" and node.domain == DOMAIN and node.inputs[0] is not None:
-                siblings.setdefault((node.inputs[0], len(node.inputs) > 2), []).append(node)
+                module = (node.name or "").rpartition(".")[0]
+                key = node.inputs[0], module, len(node.inputs) > 2
+                siblings.setdefault(key, []).append(node)
         groups = [nodes for nodes in siblings.values() if len(nodes) > 1]
         for nodes in groups:
             _merge(model.graph, nodes)

@@ -12,7 +12,8 @@ SAME = ("interleaved", "rotary_embedding_dim")
 
 class PackAttention(ir.passes.InPlacePass):
     """Requires PagedAttention or VarlenAttention (query, key, value, ...) where all three are parts
-    of one linear layer's output, queries and keys rotated by the same RotaryEmbedding tables.
+    of one linear layer's output, queries and keys rotated by the same RotaryEmbedding tables, and
+    values as wide as keys.
 
     Ensures com.glmcompile::PackedRotary in between: with one output where the operator takes
     query, key and value packed (PagedAttention), with three elsewhere.
@@ -50,6 +51,8 @@ def _pack(graph: ir.Graph, attention: ir.Node) -> bool:
             return False
         source = cut.source
         ends.append(cut.stop)
+    if ends[3] - ends[2] != ends[2] - ends[1]:
+        return False
     heads, kv_heads = integer(attention, "num_heads", 0), integer(attention, "kv_num_heads", 0)
     one_output = attention.op_type == "PagedAttention"
     rotary = ir.node(

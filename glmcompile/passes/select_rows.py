@@ -13,7 +13,11 @@ from glmcompile.passes.matching import integer, producer, replace
 
 # A row of their results depends on the same row of their inputs alone.
 ROWWISE = {"Add", "Gelu", "Linear", "Mul", "Sigmoid", "Sub", "Tanh"}
-ROWWISE_ON_LAST_AXIS = {"RMSNormalization": -1, "Split": 0}  # and their default axes
+ROWWISE_ON_LAST_AXIS = {
+    "LayerNormalization": -1,
+    "RMSNormalization": -1,
+    "Split": 0,
+}  # and their default axes
 
 
 class SelectRows(ir.passes.InPlacePass):

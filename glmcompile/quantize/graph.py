@@ -180,6 +180,8 @@ def _initializer(
     read: Callable[[], QuantizedWeight],
     field: str,
 ) -> ir.Value:
+    if name in graph.initializers:  # of a weight that the embedding and lm_head share
+        return graph.initializers[name]
     kind = ir.DataType.from_numpy(np.dtype(dtype))
     return lazy_initializer(graph, name, kind, shape, lambda: getattr(read(), field))
 

@@ -96,9 +96,9 @@ class ControlTokens:
         return PromptText(text, controls, from_template)
 
     def encode(
-        self, prompt: PromptText, image_tokens: Sequence[int], *, add_special_tokens: bool
+        self, prompt: PromptText, image_tokens: Sequence[Sequence[int]], *, add_special_tokens: bool
     ) -> list[int]:
-        """Token ids, each image placeholder repeated as often as the image has tokens.
+        """Token ids, each image placeholder replaced by the tokens of its image.
 
         Where all that looks like a control token is one, they are the tokenizer's own ids.
         Raises InputError when the prompt has more or fewer placeholders than there are images.
@@ -118,21 +118,21 @@ class ControlTokens:
                 end = stop
             text = "".join([*pieces, text[end:]])
         ids = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        return self._repeat_placeholders(ids, image_tokens) if image_tokens else ids
+        return self._with_images(ids, image_tokens) if image_tokens else ids
 
-    def _repeat_placeholders(self, ids: list[int], counts: Sequence[int]) -> list[int]:
-        """Ids with each placeholder repeated: the same as those of the repeated text, but quicker,
+    def _with_images(self, ids: list[int], images: Sequence[Sequence[int]]) -> list[int]:
+        """Ids with each placeholder replaced: the same as those of the replaced text, but quicker,
         as an added token never depends on its neighbours."""
         assert self._placeholder is not None  # `encode` has counted as many as there are images
         image = self._tokenizer.token_to_id(self._placeholder)
         assert image is not None
-        repeated, end = [], 0
-        for count in counts:
+        replaced, end = [], 0
+        for tokens in images:
             start = ids.index(image, end)
-            repeated += ids[end:start]
-            repeated += [image] * count
+            replaced += ids[end:start]
+            replaced += tokens
             end = start + 1
-        return repeated + ids[end:]
+        return replaced + ids[end:]
 
     def _marked(self, token: str) -> str:
         return chr(self._marks[ord(token[0])]) + token[1:]

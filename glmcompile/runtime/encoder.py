@@ -14,8 +14,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from glmcompile.config import ModelConfig
-from glmcompile.families import Family
+from glmcompile.contract import VisionContract
+from glmcompile.runtime.feeds import grid_feeds
 from glmcompile.runtime.image_processor import ProcessedImage
 
 
@@ -42,15 +42,14 @@ class ImageEncoder:
     def __init__(
         self,
         open_session: Callable[[], ort.InferenceSession],
-        family: Family,
-        model: ModelConfig,
+        vision: VisionContract,
         on_done: Callable[[], None],
     ) -> None:
         """open_session: called on the encoding thread, whose priority its pool's threads inherit.
 
         Raises what open_session raises.
         """
-        self._family, self._model, self._on_done = family, model, on_done
+        self._vision, self._on_done = vision, on_done
         self._condition = threading.Condition()
         self._wanted: list[ProcessedImage] = []
         self._current: ProcessedImage | None = None
@@ -117,11 +116,8 @@ class ImageEncoder:
 
         One image per call: the result then depends on nothing but the image.
         """
-        assert self._family.vision_inputs is not None and self._model.vision is not None
         grid = np.array([image.grid_thw], np.int64)
-        inputs: dict[str, NDArray[Any]] = dict(self._family.vision_inputs(grid, self._model.vision))
-        inputs["pixel_values"] = image.pixel_values
-        (features,) = session.run(["image_features"], inputs)
+        (features,) = session.run(None, image.inputs | grid_feeds(self._vision, grid))
         return features
 
     def _work(self, session: Any) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 from glmcompile.artifact import open_artifact
 from glmcompile.errors import ClosedError, InputError
-from glmcompile.families import supported
 from glmcompile.runtime.core import EngineCore
 from glmcompile.runtime.faults import Faults
 from glmcompile.runtime.grammar_compiler import GrammarCompiler
@@ -54,7 +53,7 @@ class Engine:
         artifact = open_artifact(path, options.verify)
         self.path, self.manifest, self.model = artifact.path, artifact.manifest, artifact.model
         self.context_length = options.context_length(self.model)
-        self._inputs = InputProcessor(artifact.path, supported()[self.model.family], self.model)
+        self._inputs = InputProcessor(artifact.path, self.model)
         self._grammars = GrammarCompiler(
             self._inputs.prompts.tokenizer, self.model.vocab_size, self.model.eos_token_ids
         )
@@ -136,6 +135,7 @@ class Engine:
                 position_offset=ready.position_offset,
                 max_tokens=min(params.max_tokens or room, room),
                 images=ready.images,
+                whole=ready.whole,
                 priority=priority,
             )
             core.scheduler.fit(sequence)
@@ -213,7 +213,7 @@ class Engine:
         self._loop.call(EngineCore.clear_caches)
 
     def graph_seconds(self) -> tuple[float, float]:
-        """time.perf_counter between two steps, and how long embedding and decoder ran so far."""
+        """time.perf_counter between two steps, and how long the decoder ran so far."""
         return self._loop.call(lambda core: (time.perf_counter(), core.runner.graph_seconds))
 
     def check_integrity(self) -> None:

@@ -1,58 +1,91 @@
-"""Images to patches: NumPy and Pillow, equal to the Hugging Face processors byte for byte."""
+"""Images to what the vision encoder takes: by the engine's own processor or transformers'."""
 
 from __future__ import annotations
 
+import abc
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from glmcompile.config import VisionConfig
+from glmcompile.contract import VisionContract
 from glmcompile.errors import InputError
-from glmcompile.families import Family
+from glmcompile.rules.patches import PatchSettings
 from glmcompile.runtime.image_decoder import array_rgb, decode_rgb, pillow_rgb
 from glmcompile.runtime.media import OWN, ImageSource, InputPolicy, read_image
+from glmcompile.runtime.transformers_processor import TransformersProcessor
 
+PATCHES, BORROWED = "patches", "transformers"  # names of a contract's processor
 ImageInput = str | Path | bytes | Image.Image | NDArray[np.uint8]
 
 
+class ProcessedImage(Protocol):
+    """One image, ready for the prompt and the vision encoder.
+
+    grid_thw: frames, patch rows and patch columns; () where it is cut into no such grid.
+    digest: SHA-256; equal digests mean equal inputs.
+    """
+
+    @property
+    def digest(self) -> bytes: ...
+
+    @property
+    def grid_thw(self) -> tuple[int, ...]: ...
+
+    @property
+    def inputs(self) -> dict[str, NDArray[Any]]:
+        """What the vision encoder takes of it, by the names of its ports."""
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens of the prompt take its features."""
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """What stands in the prompt for it."""
+
+
 @dataclass(frozen=True)
-class ProcessedImage:
+class PatchImage:
     """One image, resized; its patches are made when the vision encoder wants them.
 
     pixels: uint8 [height, width, channels], a tenth of pixel_values' size; a waiting request keeps
         these alone.
     grid_thw: frames, patch rows and patch columns; their product is the number of patches.
-    digest: SHA-256 of the pixels and their size; equal digests mean equal pixel_values.
+    digest: SHA-256 of the pixels and their size.
     """
 
     pixels: NDArray[np.uint8]
     grid_thw: tuple[int, int, int]
     digest: bytes
-    processor: ImageProcessor
+    processor: PatchProcessor
 
     @property
     def pixel_values(self) -> NDArray[np.float32]:
         """float32 [patches, channels * temporal_patch_size * patch_size^2], new at every call."""
         return self.processor.patches(self.pixels)
 
+    @property
+    def inputs(self) -> dict[str, NDArray[Any]]:
+        """New at every call."""
+        return {"pixel_values": self.pixel_values}
 
-class ImageProcessor:
-    """Resize, rescale, normalise and cut images as one model's Hugging Face processor does."""
+    @property
+    def num_tokens(self) -> int:
+        return self.processor.settings.image_tokens(self.grid_thw)
 
-    def __init__(self, family: Family, vision: VisionConfig) -> None:
-        self._family = family
-        self._vision = vision
-        config = vision.processor
-        # The whole of rescaling and normalising depends on a byte and its channel alone. The types
-        # follow transformers' `rescale` (float64, rounded to float32) and `normalize` (float32).
-        levels = (np.arange(256).astype(np.float64) * config.rescale_factor).astype(np.float32)
-        mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
-        self._levels: NDArray[np.float32] = (levels - mean[:, None]) / std[:, None]
+    @property
+    def token_ids(self) -> Sequence[int]:
+        return [self.processor.image_token_id] * self.num_tokens
+
+
+class ImageProcessor(abc.ABC):
+    """Any image a caller may give to what the model takes."""
 
     def __call__(
         self, image: ImageInput | ImageSource, policy: InputPolicy = OWN
@@ -73,27 +106,60 @@ class ImageProcessor:
             raise InputError(
                 f"{image.where}: an image of {rgb.width}x{rgb.height} pixels holds nothing"
             )
-        assert self._family.resize is not None
-        try:
-            height, width = self._family.resize(
-                rgb.height, rgb.width, self._bounded(policy.max_pixels)
+        return self.process(rgb, image.where, policy.max_pixels)
+
+    @abc.abstractmethod
+    def process(self, rgb: Image.Image, where: str, max_pixels: int | None) -> ProcessedImage:
+        """Process an RGB image. where: how errors name it. max_pixels: a bound of the caller's."""
+
+
+class BorrowedProcessor(ImageProcessor):
+    """transformers' own processor."""
+
+    def __init__(self, processor: TransformersProcessor) -> None:
+        self._processor = processor
+
+    def process(self, rgb: Image.Image, where: str, max_pixels: int | None) -> ProcessedImage:
+        """See ImageProcessor. Raises InputError for a bound on pixels, which it does not know."""
+        if max_pixels is not None:
+            raise InputError(
+                f"max_pixels is {max_pixels}; this model's image processor takes no such bound"
             )
+        return self._processor(rgb, where)
+
+
+class PatchProcessor(ImageProcessor):
+    """Resize, rescale, normalise and cut images as one model's Hugging Face processor does."""
+
+    def __init__(self, settings: PatchSettings, image_token_id: int) -> None:
+        self.settings = settings
+        self.image_token_id = image_token_id
+        # The whole of rescaling and normalising depends on a byte and its channel alone. The types
+        # follow transformers' `rescale` (float64, rounded to float32) and `normalize` (float32).
+        levels = (np.arange(256).astype(np.float64) * settings.rescale_factor).astype(np.float32)
+        mean, std = np.array(settings.mean, np.float32), np.array(settings.std, np.float32)
+        self._levels: NDArray[np.float32] = (levels - mean[:, None]) / std[:, None]
+
+    def process(self, rgb: Image.Image, where: str, max_pixels: int | None) -> PatchImage:
+        """See ImageProcessor."""
+        try:
+            height, width = self._bounded(max_pixels).resize(rgb.height, rgb.width)
         except InputError as error:
-            raise InputError(f"{image.where}: {error}") from error
-        filter = Image.Resampling(self._vision.processor.resample)
+            raise InputError(f"{where}: {error}") from error
+        filter = Image.Resampling(self.settings.resample)
         resized = np.asarray(rgb.resize((width, height), filter))
         digest = hashlib.sha256(f"{height}x{width}:".encode())
         digest.update(resized.data)
-        side = self._vision.patch_size
-        return ProcessedImage(resized, (1, height // side, width // side), digest.digest(), self)
+        side = self.settings.patch_size
+        return PatchImage(resized, (1, height // side, width // side), digest.digest(), self)
 
     def patches(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Normalise uint8 [height, width, channels], cut it into patches, merge window by window.
 
         A still image fills a temporal patch by being repeated.
         """
-        side, merge = self._vision.patch_size, self._vision.merge_size
-        frames, channels = self._vision.temporal_patch_size, pixels.shape[2]
+        side, merge = self.settings.patch_size, self.settings.merge_size
+        frames, channels = self.settings.temporal_patch_size, pixels.shape[2]
         rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
         windows = pixels.reshape(
             rows // merge, merge, side, columns // merge, merge, side, channels
@@ -105,17 +171,29 @@ class ImageProcessor:
                 made[:, channel] = self._levels[channel].take(flat[:, channel])[:, None]
         return patches.reshape(rows * columns, -1)
 
-    def _bounded(self, max_pixels: int | None) -> VisionConfig:
+    def _bounded(self, max_pixels: int | None) -> PatchSettings:
         """The encoder's description with a lower bound on pixels. Raises InputError for one that
         not even the smallest image keeps."""
-        own = self._vision.processor
+        own = self.settings
         if max_pixels is None or max_pixels >= own.max_pixels:
-            return self._vision
+            return own
         if max_pixels < own.min_pixels:
             raise InputError(
                 f"max_pixels is {max_pixels}; this model's images have at least {own.min_pixels}"
             )
-        return replace(self._vision, processor=replace(own, max_pixels=max_pixels))
+        return replace(own, max_pixels=max_pixels)
+
+
+def image_processor(vision: VisionContract, directory: Path) -> ImageProcessor:
+    """The processor that a contract names. directory: of the engine, which holds its files.
+
+    Raises ArtifactError where it needs a package that is not installed.
+    """
+    arguments = vision.processor.arguments
+    if vision.processor.name == PATCHES:
+        return PatchProcessor(PatchSettings.read(arguments), vision.token_id)
+    name, placeholder = arguments["processor"], vision.placeholder
+    return BorrowedProcessor(TransformersProcessor(directory, name, placeholder, vision.token_id))
 
 
 def describe(image: Any) -> str:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glmcompile.config import ModelConfig
+from glmcompile.contract import Contract
 from glmcompile.errors import InputError
-from glmcompile.families import Family
+from glmcompile.rules import attended_spans, position_ids
 from glmcompile.runtime.control_tokens import PromptText
-from glmcompile.runtime.image_processor import ImageProcessor, ProcessedImage, describe
+from glmcompile.runtime.image_processor import ProcessedImage, describe, image_processor
 from glmcompile.runtime.media import OWN, ImageSource, InputPolicy
 from glmcompile.runtime.prompt import Message, PromptBuilder
 from glmcompile.runtime.sequence import ImageSpan
@@ -51,22 +51,26 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """positions: int64 [axes, tokens]; token i after the prompt is at i + position_offset."""
+    """positions: int64 [axes, tokens]; token i after the prompt is at i + position_offset.
+
+    whole: ranges whose tokens see each other.
+    """
 
     token_ids: list[int]
     images: tuple[ImageSpan, ...]
     positions: NDArray[np.int64]
     position_offset: int
+    whole: tuple[tuple[int, int], ...] = ()
 
 
 class InputProcessor:
     """Tokenizer, chat template and image processor of one model directory; safe from any thread."""
 
-    def __init__(self, directory: Path, family: Family, model: ModelConfig) -> None:
-        self.prompts = PromptBuilder(directory, family)
-        self._family = family
+    def __init__(self, directory: Path, model: Contract) -> None:
+        vision = model.vision
+        self.prompts = PromptBuilder(directory, vision.placeholder if vision is not None else None)
         self._model = model
-        self._images = ImageProcessor(family, model.vision) if model.vision is not None else None
+        self._images = image_processor(vision, directory) if vision is not None else None
 
     def __call__(self, request: Prompt, policy: InputPolicy = OWN) -> PreparedPrompt:
         """Raises InputError naming what cannot be served: an image, a message, the length."""
@@ -86,12 +90,17 @@ class InputProcessor:
                     f"the prompt has {len(text.text):,} characters; at most {most:,} are taken"
                 )
             processed = self._process(images, policy)
-            ids = self.prompts.encode(text, [self._num_tokens(image) for image in processed])
+            ids = self.prompts.encode(text, [image.token_ids for image in processed])
         self._check(ids)
-        grids = [image.grid_thw for image in processed]
-        positions, following = self._family.position_ids(ids, grids, self._model)
+        grids = [image.grid_thw for image in processed if image.grid_thw]
+        positions, following = position_ids(self._model, ids, grids)
+        whole = attended_spans(self._model, np.array(ids))
         return PreparedPrompt(
-            ids, self._spans(ids, processed), positions, int(following) - len(ids)
+            ids,
+            self._spans(ids, processed),
+            positions,
+            int(following) - len(ids),
+            tuple(whole),
         )
 
     def _text(
@@ -116,7 +125,13 @@ class InputProcessor:
 
     def _process(self, images: Sequence[ImageSource], policy: InputPolicy) -> list[ProcessedImage]:
         if images and self._images is None:
-            raise InputError(f"a {self._family.name} model takes text only, not images")
+            raise InputError(f"{self._model.architecture} takes text only, not images")
+        vision = self._model.vision
+        if len(images) > 1 and vision is not None and vision.processor.arguments.get("single"):
+            raise InputError(
+                f"{len(images)} images were given; an image of this model depends on the others "
+                "of its prompt, so that a request may show one"
+            )
         if policy.max_images is not None and len(images) > policy.max_images:
             raise InputError(
                 f"{len(images)} images were given; a request may show {policy.max_images}"
@@ -124,10 +139,6 @@ class InputProcessor:
         if policy.open_paths:  # a program's own paths help it to find the image
             images = [_with_description(image) for image in images]
         return [self._images(image, policy) for image in images] if self._images else []
-
-    def _num_tokens(self, image: ProcessedImage) -> int:
-        assert self._model.vision is not None
-        return self._family.image_tokens(image.grid_thw, self._model.vision)
 
     def _check(self, ids: list[int]) -> None:
         if not ids:
@@ -145,15 +156,22 @@ class InputProcessor:
                 )
 
     def _spans(self, ids: list[int], images: Sequence[ProcessedImage]) -> tuple[ImageSpan, ...]:
-        """Where each image's tokens lie; `position_ids` has checked that they are there."""
+        """Where each image's tokens lie."""
         if not images:
             return ()
         places = np.flatnonzero(np.array(ids) == self._model.image_token_id)
         spans, taken = [], 0
         for image in images:
-            count = self._num_tokens(image)
-            spans.append(ImageSpan(int(places[taken]), count, image))
-            taken += count
+            own = places[taken : taken + image.num_tokens]
+            taken += image.num_tokens
+            if len(own) < image.num_tokens:
+                raise InputError(
+                    f"the prompt has {len(places)} image tokens but its images take "
+                    f"{sum(each.num_tokens for each in images)}; expand each image placeholder to "
+                    "its image's tokens"
+                )
+            first, length = int(own[0]), int(own[-1]) + 1 - int(own[0])
+            spans.append(ImageSpan(first, length, image, own if length > len(own) else None))
         return tuple(spans)
 
 

@@ -11,9 +11,21 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from glmcompile.config import ModelConfig
+from glmcompile.contract import (
+    BLOCK_TABLE,
+    FEATURE_ROWS,
+    FEATURES,
+    IMAGE_SPANS,
+    KEY_CACHE,
+    LOGITS_ROWS,
+    PAST_LENGTHS,
+    POSITIONS,
+    SEQUENCE_ENDS,
+    TOKEN_IDS,
+    Contract,
+)
 from glmcompile.errors import ArtifactError
-from glmcompile.runtime.feeds import is_cache
+from glmcompile.rules import span_rows
 from glmcompile.runtime.kv_cache import KVCacheShape
 from glmcompile.runtime.sequence import Chunk
 
@@ -39,50 +51,45 @@ class ModelRunner:
 
     def __init__(
         self,
-        embedding: ort.InferenceSession,
         decoder: ort.InferenceSession,
-        model: ModelConfig,
+        model: Contract,
         cache: KVCacheShape,
         num_blocks: int,
         limits: Limits,
     ) -> None:
-        self._embedding = _Binding(embedding)
         self._decoder = _Binding(decoder)
         self._model = model
+        self._names = {port.role: port.name for port in model.decoder.inputs}
         self.cache_bytes = num_blocks * cache.block_bytes
         tokens, sequences = limits.max_tokens, limits.max_sequences
         self._input_ids = np.empty(tokens, np.int64)
-        self._embeds = np.empty((tokens, model.hidden_size), np.float32)
         self._positions = np.empty(model.position_axes * tokens, np.int64)
         self._cumulative = np.zeros(sequences + 1, np.int32)
         self._past = np.empty(sequences, np.int32)
         self._table = np.empty(sequences * limits.max_blocks_per_sequence, np.int32)
         self._rows = np.empty(sequences, np.int64)
+        self._spans = np.empty((tokens, 2), np.int32) if IMAGE_SPANS in self._names else None
         self._logits = np.empty((sequences, model.vocab_size), np.float32)
-        self._no_features = np.empty((0, model.hidden_size), np.float32)
-        for layer in range(cache.num_layers):
-            for kind in ("key", "value"):
-                self._decoder.input(f"{kind}_cache.{layer}", cache.pool(num_blocks))
+        features = model.decoder.input(FEATURES)
+        width = int(features.shape[-1]) if features is not None else 0
+        self._no_features = np.empty((0, width), np.float32)
+        for name, pool in cache.pools(num_blocks):
+            self._decoder.input(name, pool)
 
     def run(
         self, chunks: Sequence[Chunk], features: Mapping[bytes, NDArray[np.float32]]
     ) -> NDArray[np.float32]:
         """Compute a step: fill the chunks' cache slots and give the logits of those that sample.
 
-        features: float32 [image tokens, hidden] of every image in the chunks, by its digest.
+        features: float32 [image tokens, width] of every image in the chunks, by its digest.
         Returns logits float32 [chunks that sample, vocab], which the next call overwrites. Running
         the same chunks again writes the same slots, so a call that failed may be repeated.
         """
-        total = self._pack(chunks)
-        embeds = self._embeds[:total]
-        self._embedding.input("input_ids", self._input_ids[:total])
+        self._pack(chunks)
         if self._model.vision is not None:
             image_features, rows = self._image_features(chunks, features)
-            self._embedding.input("image_features", image_features)
-            self._embedding.input("image_token_indices", rows)
-        self._embedding.output("inputs_embeds", embeds)
-        self._embedding.run()
-        self._decoder.input("inputs_embeds", embeds)
+            self._bind(FEATURES, image_features)
+            self._bind(FEATURE_ROWS, rows)
         logits = self._logits[: sum(chunk.samples for chunk in chunks)]
         self._decoder.output("logits", logits)
         self._decoder.run()
@@ -90,11 +97,14 @@ class ModelRunner:
 
     @property
     def graph_seconds(self) -> float:
-        """Time spent in the graphs of embedding and decoder since they were opened."""
-        return self._embedding.seconds + self._decoder.seconds
+        """Time spent in the decoder's graph since it was opened."""
+        return self._decoder.seconds
 
-    def _pack(self, chunks: Sequence[Chunk]) -> int:
-        """Write the decoder's integer inputs; returns the number of packed tokens."""
+    def _bind(self, role: str, array: NDArray[Any]) -> None:
+        self._decoder.input(self._names[role], array)
+
+    def _pack(self, chunks: Sequence[Chunk]) -> None:
+        """Write the decoder's integer inputs."""
         total = sum(chunk.count for chunk in chunks)
         axes = self._model.position_axes
         positions = self._positions[: axes * total].reshape(axes, total)
@@ -118,13 +128,17 @@ class ModelRunner:
             if chunk.samples:
                 self._rows[sampled] = end - 1
                 sampled += 1
+            if self._spans is not None:
+                self._spans[row:end] = span_rows(list(sequence.whole), chunk.start, chunk.end)
             row = end
-        self._decoder.input("position_ids", positions if axes > 1 else positions[0])
-        self._decoder.input("block_table", table)
-        self._decoder.input("past_seqlens", self._past[: len(chunks)])
-        self._decoder.input("cumulative_sequence_length", self._cumulative[: len(chunks) + 1])
-        self._decoder.input("logits_indices", self._rows[:sampled])
-        return total
+        if self._spans is not None:
+            self._bind(IMAGE_SPANS, self._spans[:total])
+        self._bind(TOKEN_IDS, self._input_ids[:total])
+        self._bind(POSITIONS, positions if axes > 1 else positions[0])
+        self._bind(BLOCK_TABLE, table)
+        self._bind(PAST_LENGTHS, self._past[: len(chunks)])
+        self._bind(SEQUENCE_ENDS, self._cumulative[: len(chunks) + 1])
+        self._bind(LOGITS_ROWS, self._rows[:sampled])
 
     def _image_features(
         self, chunks: Sequence[Chunk], features: Mapping[bytes, NDArray[np.float32]]
@@ -135,12 +149,10 @@ class ModelRunner:
         offset = 0
         for chunk in chunks:
             for span in chunk.sequence.images:
-                start, end = max(span.start, chunk.start), min(span.end, chunk.end)
-                if start >= end:
-                    continue
-                parts.append(features[span.image.digest][start - span.start : end - span.start])
-                first = offset + start - chunk.start
-                rows.append(np.arange(first, first + end - start))
+                taken, places = span.within(chunk.start, chunk.end)
+                if len(places):
+                    parts.append(features[span.image.digest][taken])
+                    rows.append(places + (offset - chunk.start))
             offset += chunk.count
         if not parts:
             return self._no_features, _NO_ROWS
@@ -188,7 +200,7 @@ def cache_dtype(decoder: ort.InferenceSession) -> np.dtype[Any]:
     Raises ArtifactError for one not known.
     """
     for node in decoder.get_inputs():
-        if is_cache(node.name):
+        if node.name.startswith(KEY_CACHE):
             if node.type in _DTYPES:
                 return np.dtype(_DTYPES[node.type])
             raise ArtifactError(f"the decoder's KV cache is of {node.type}; expected float or int8")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import onnxruntime as ort
 
 from glmcompile.artifact import Artifact
-from glmcompile.families import supported
+from glmcompile.contract import DECODER, VISION
 from glmcompile.runtime.block_manager import BlockManager
 from glmcompile.runtime.core import EngineCore
 from glmcompile.runtime.encoder import ImageEncoder
@@ -30,20 +30,21 @@ def open_core(
     def session(component: str) -> ort.InferenceSession:
         return open_session(artifact.graph(component), threads)
 
-    decoder = session("decoder")
-    cache = KVCacheShape.of(model, options.block_size, cache_dtype(decoder))
+    decoder = session(DECODER)
+    cache = KVCacheShape(model, options.block_size, cache_dtype(decoder))
     context_blocks = -(-options.context_length(model) // options.block_size)
     most = options.max_sequences * context_blocks
     num_blocks = max(1, min(most, options.kv_cache_bytes // cache.block_bytes))
     limits = Limits(
         options.max_batched_tokens, options.max_sequences, min(num_blocks, context_blocks)
     )
-    blocks = BlockManager(num_blocks, options.block_size, options.prefix_caching)
-    runner = ModelRunner(session("embedding"), decoder, model, cache, num_blocks, limits)
+    # Where all of a prompt sees all of it, no beginning of one is that of another.
+    reuses = options.prefix_caching and model.spans != "whole_prompt"
+    blocks = BlockManager(num_blocks, options.block_size, reuses)
+    runner = ModelRunner(decoder, model, cache, num_blocks, limits)
     encoder = None
     if model.vision is not None:
-        family = supported()[model.family]
-        encoder = ImageEncoder(lambda: session("vision_encoder"), family, model, on_encoded)
+        encoder = ImageEncoder(lambda: session(VISION), model.vision, on_encoded)
     return EngineCore(
         runner,
         encoder,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from glmcompile.config import ModelConfig
+from glmcompile.contract import Contract
 from glmcompile.errors import InputError
 
 
@@ -62,7 +62,7 @@ class EngineOptions:
         """Requests that may be unfinished at once, waiting ones included."""
         return self.max_sequences + self.max_queue
 
-    def context_length(self, model: ModelConfig) -> int:
+    def context_length(self, model: Contract) -> int:
         """Tokens of a prompt and its answer. Raises InputError for more than the model has."""
         if self.max_model_len is not None and self.max_model_len > model.context_length:
             raise InputError(

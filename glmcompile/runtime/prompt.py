@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 
 from glmcompile.artifact import TOKENIZER
 from glmcompile.errors import ArtifactError, InputError
-from glmcompile.families import Family
 from glmcompile.runtime.chat_template import ChatTemplate, checked_text, json_data
 from glmcompile.runtime.control_tokens import ControlTokens, PromptText
 from glmcompile.runtime.detokenizer import Detokenizer, special_ids
@@ -34,9 +33,12 @@ _IMAGE_SOURCES = ("image", "url", "path", "base64")
 class PromptBuilder:
     """The tokenizer and chat template of one model directory (an engine or a checkpoint)."""
 
-    def __init__(self, directory: Path, family: Family) -> None:
-        """Raises ArtifactError when tokenizer or template are missing or damaged."""
-        self._family = family
+    def __init__(self, directory: Path, image_placeholder: str | None) -> None:
+        """image_placeholder: the text of one image in a rendered prompt; None for a text model.
+
+        Raises ArtifactError when tokenizer or template are missing or damaged.
+        """
+        self._placeholder = image_placeholder
         try:
             self.tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
         except Exception as error:  # tokenizers raises bare Exception
@@ -47,7 +49,7 @@ class PromptBuilder:
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self._special_ids = special_ids(self.tokenizer)
-        self._controls = ControlTokens(self.tokenizer, family.image_placeholder)
+        self._controls = ControlTokens(self.tokenizer, image_placeholder)
         self._template = ChatTemplate(directory)
 
     @property
@@ -105,7 +107,7 @@ class PromptBuilder:
 
     def turn(self, prompt: str, images: int) -> PromptText:
         """Images, then a user's words, for a model that has no chat template."""
-        marks = (self._family.image_placeholder or "") * images
+        marks = (self._placeholder or "") * images
         return self._controls.read(marks + self._controls.as_text(checked_text(prompt, "prompt")))
 
     def split_images(
@@ -142,7 +144,7 @@ class PromptBuilder:
                     self._part(part, f"{where}.content[{place}]", given, sources)
                     for place, part in enumerate(content)
                 ]
-                if self._family.image_placeholder is None:
+                if self._placeholder is None:
                     kept["content"] = "\n".join(part["text"] for part in parts)
                 else:
                     kept["content"] = parts
@@ -166,8 +168,8 @@ class PromptBuilder:
         parts = [{"type": "image", "image": image} for image in images]
         return {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}
 
-    def encode(self, prompt: PromptText, image_tokens: Sequence[int] = ()) -> list[int]:
-        """Token ids of a prompt, each image placeholder repeated once per token of its image.
+    def encode(self, prompt: PromptText, image_tokens: Sequence[Sequence[int]] = ()) -> list[int]:
+        """Token ids of a prompt, each image placeholder replaced by the tokens of its image.
 
         Special tokens (a BOS) are added where transformers adds them: never to a text model's
         rendered chat, and otherwise unless the text begins with the BOS already.
@@ -175,7 +177,7 @@ class PromptBuilder:
         """
         bos = self._template.special_tokens.get("bos_token")
         begins = bos is not None and prompt.text.startswith(bos) and bos in prompt.tokens()[:1]
-        bare = prompt.from_template and (self._family.image_placeholder is None or begins)
+        bare = prompt.from_template and (self._placeholder is None or begins)
         return self._controls.encode(prompt, image_tokens, add_special_tokens=not bare)
 
     def detokenizer(self, stop: Sequence[str] = (), shown: Collection[str] = ()) -> Detokenizer:
@@ -210,8 +212,8 @@ class PromptBuilder:
             raise InputError(
                 f"{where}: type {str(part['type'])[:40]!r} is not supported; use text or image"
             )
-        if self._family.image_placeholder is None:
-            raise InputError(f"{where}: a {self._family.name} model takes text only, not images")
+        if self._placeholder is None:
+            raise InputError(f"{where}: this model takes text only, not images")
         if part["type"] == "image_url":
             url = part.get("image_url")
             source = url.get("url") if isinstance(url, Mapping) else url

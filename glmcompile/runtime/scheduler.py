@@ -69,6 +69,14 @@ class Scheduler:
 
         Raises InputError when the prompt alone can never fit.
         """
+        longest = max((end - start for start, end in sequence.whole), default=0)
+        if longest + self._max_sequences > self._max_batched_tokens:
+            raise InputError(
+                f"{longest} tokens of the prompt see each other and have to be computed in one "
+                f"step, which holds {self._max_batched_tokens} tokens less one for each of "
+                f"{self._max_sequences} sequences; open the engine with a larger "
+                "max_batched_tokens or use smaller images"
+            )
         capacity = self._blocks.num_blocks * self._blocks.block_size
         if len(sequence) > capacity:
             raise InputError(
@@ -176,8 +184,18 @@ class _Plan:
         return min(self._left, self._prefill_left)
 
     def choose(self, sequence: Sequence, count: int) -> None:
-        """Take as many of the sequence's next `count` tokens as the budgets hold."""
-        count = min(count, self._left if sequence.is_decoding else self.prefill_left)
+        """Take as many of the sequence's next `count` tokens as the budgets hold.
+
+        A range that is computed as a whole may go beyond what is wanted of prompts.
+        """
+        done = sequence.num_computed_tokens
+        wanted = min(count, self._left if sequence.is_decoding else self.prefill_left)
+        fits = sequence.uncut(done + wanted) - done
+        if not fits and wanted > 0:
+            ends = (stop for start, stop in sequence.whole if start <= done < stop)
+            needed = next(ends, done) - done
+            fits = needed if needed <= min(count, self._left) else 0
+        count = fits
         if count > 0:
             self.chunks[sequence] = Chunk(sequence, sequence.num_computed_tokens, count)
             self._left -= count

@@ -20,15 +20,28 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """An image of the prompt: its tokens are token_ids[start:start + num_tokens]."""
+    """An image of the prompt: its tokens are token_ids[start:start + num_tokens].
+
+    places: which tokens of the prompt take its features, int64 in order, where others (of rows, of
+        tiles) stand between them; None where all do.
+    """
 
     start: int
     num_tokens: int
     image: ProcessedImage
+    places: NDArray[np.int64] | None = None
 
     @property
     def end(self) -> int:
         return self.start + self.num_tokens
+
+    def within(self, start: int, end: int) -> tuple[slice, NDArray[np.int64]]:
+        """Which of its features the prompt's tokens start..end take, and the tokens that do."""
+        if self.places is None:
+            first, last = max(self.start, start), max(self.start, start, min(self.end, end))
+            return slice(first - self.start, last - self.start), np.arange(first, last)
+        first, last = np.searchsorted(self.places, (start, end))
+        return slice(int(first), int(last)), self.places[first:last]
 
 
 @dataclass(eq=False)
@@ -38,6 +51,7 @@ class Sequence:
     token_ids: prompt and answer.
     positions: int64 [axes, prompt tokens]; token i of the answer is at i + position_offset.
     max_tokens: length of the answer at which it ends, context and cache taken into account.
+    whole: ranges of the prompt whose tokens see each other, so that one step computes all of them.
     priority: the lower, the earlier it is admitted.
     num_computed_tokens: tokens whose keys and values are in the cache.
     num_cached_tokens: of those, how many were there before the request first ran.
@@ -52,6 +66,7 @@ class Sequence:
     position_offset: int
     max_tokens: int
     images: tuple[ImageSpan, ...] = ()
+    whole: tuple[tuple[int, int], ...] = ()
     priority: int = 0
     state: State = State.WAITING
     block_table: list[int] = field(default_factory=list)
@@ -72,6 +87,11 @@ class Sequence:
     def is_decoding(self) -> bool:
         """Whether what is left to compute belongs to the answer alone."""
         return self.num_computed_tokens >= self.num_prompt_tokens
+
+    def uncut(self, end: int) -> int:
+        """The last place up to `end` where a step may stop."""
+        inside = (start for start, stop in self.whole if start < end < stop)
+        return max(next(inside, end), self.num_computed_tokens)
 
     @property
     def pending_images(self) -> list[ImageSpan]:

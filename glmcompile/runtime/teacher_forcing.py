@@ -10,18 +10,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from glmcompile.config import ModelConfig
+from glmcompile.contract import DECODER, VISION, Contract
 from glmcompile.errors import InputError
-from glmcompile.families import supported
-from glmcompile.runtime.feeds import (
-    Stretch,
-    decoder_feeds,
-    embedding_feeds,
-    is_cache,
-    vision_feeds,
-)
+from glmcompile.rules import position_ids
+from glmcompile.runtime.feeds import Stretch, decoder_feeds, grid_feeds
 from glmcompile.runtime.image_processor import ProcessedImage
 from glmcompile.runtime.input_processor import InputProcessor, Prompt
+from glmcompile.runtime.kv_cache import KVCacheShape
 from glmcompile.runtime.model_runner import cache_dtype
 from glmcompile.targets.cpu import open_session
 
@@ -31,8 +26,8 @@ BLOCK_SIZE = 32
 class AnswerEncoder:
     """Prompts with known answers to tokens, through a directory's prompt and image processing."""
 
-    def __init__(self, directory: Path, model: ModelConfig) -> None:
-        self._inputs = InputProcessor(directory, supported()[model.family], model)
+    def __init__(self, directory: Path, model: Contract) -> None:
+        self._inputs = InputProcessor(directory, model)
         self._limit = model.context_length
 
     def __call__(
@@ -62,7 +57,7 @@ class TeacherForcing:
     def __init__(
         self,
         directory: Path,
-        model: ModelConfig,
+        model: Contract,
         threads: int | None = None,
         profile: Path | None = None,
     ) -> None:
@@ -71,12 +66,11 @@ class TeacherForcing:
         Raises NativeLibraryError where the native operators cannot be loaded.
         """
         self.model = model
-        self.family = supported()[model.family]
         self.sessions = {
             component: open_session(
                 directory / f"{component}.onnx", threads, profile and profile / component
             )
-            for component in self.family.components
+            for component in model.components
         }
 
     def __call__(
@@ -93,31 +87,28 @@ class TeacherForcing:
         ids = np.asarray(token_ids, np.int64)
         grids = np.array([image.grid_thw for image in images], np.int64).reshape(-1, 3)
         outputs = self.encode(images)
-        embedding = embedding_feeds(self.model, ids, outputs.get("image_features"))
-        outputs |= _run(self.sessions["embedding"], embedding)
-        positions, _ = self.family.position_ids(ids, grids, self.model)
+        features = outputs.get(self.model.encoder.outputs[0].name) if images else None
+        positions, _ = position_ids(self.model, ids, grids)
         blocks = np.arange(-(-len(ids) // BLOCK_SIZE), dtype=np.int32)
         wanted = None if rows is None else np.asarray(rows, np.int64)
-        inputs = decoder_feeds(self.model, [Stretch(0, len(ids), positions, blocks)], wanted)
-        decoder = self.sessions["decoder"]
-        shape = (len(blocks), BLOCK_SIZE, self.model.num_kv_heads, self.model.head_size)
-        dtype = cache_dtype(decoder)
-        caches = {
-            each.name: np.zeros(shape, dtype)
-            for each in decoder.get_inputs()
-            if is_cache(each.name)
-        }
-        inputs["inputs_embeds"] = outputs["inputs_embeds"]
-        return outputs | _run(decoder, inputs | caches)
+        stretch = Stretch(0, len(ids), ids, positions, blocks, features)
+        decoder = self.sessions[DECODER]
+        caches = KVCacheShape(self.model, BLOCK_SIZE, cache_dtype(decoder)).pools(len(blocks))
+        inputs = decoder_feeds(self.model, [stretch], wanted)
+        return outputs | _run(decoder, inputs | dict(caches))
 
     def encode(self, images: Sequence[ProcessedImage]) -> dict[str, NDArray[Any]]:
-        """Every output of the vision encoder; empty without images."""
-        if not images:
+        """Every output of the vision encoder, one image after the other; empty without images."""
+        assert not images or self.model.vision is not None
+        runs = []
+        for image in images:
+            assert self.model.vision is not None
+            grid = np.array([image.grid_thw], np.int64)
+            feeds = image.inputs | grid_feeds(self.model.vision, grid)
+            runs.append(_run(self.sessions[VISION], feeds))
+        if not runs:
             return {}
-        grids = np.array([image.grid_thw for image in images], np.int64)
-        pixels = np.concatenate([image.pixel_values for image in images])
-        feeds = {"pixel_values": pixels, **vision_feeds(self.family, self.model, grids)}
-        return _run(self.sessions["vision_encoder"], feeds)
+        return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
 
 
 def _run(session: ort.InferenceSession, inputs: dict[str, Any]) -> dict[str, NDArray[Any]]:

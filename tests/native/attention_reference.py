@@ -46,6 +46,8 @@ PAGED_INPUTS = [
     "v_scale",
     "attention_metadata",
 ]
+# Those of com.glmcompile::PagedAttention, which is com.microsoft's with more of them.
+EXTENDED_INPUTS = [*PAGED_INPUTS, "attend_span", "alibi_slopes"]
 
 _TYPES = {
     np.dtype(np.float32): TensorProto.FLOAT,
@@ -102,11 +104,16 @@ def session(
 def run_paged(
     feed: Mapping[str, Array], attributes: Mapping[str, Any], isa: str = "", threads: int = 2
 ) -> tuple[Array, Array, Array]:
-    """(output, key cache, value cache) after one call; the caches are updated in place."""
+    """(output, key cache, value cache) after one call; the caches are updated in place.
+
+    The operator is ONNX Runtime's, or com.glmcompile's where the feed has an input that only that
+    one knows.
+    """
+    extended = not feed.keys() <= set(PAGED_INPUTS)
     paged = session(
         "PagedAttention",
-        "com.microsoft",
-        PAGED_INPUTS,
+        "com.glmcompile" if extended else "com.microsoft",
+        EXTENDED_INPUTS if extended else PAGED_INPUTS,
         feed,
         attributes,
         {"output": TensorProto.FLOAT},
@@ -135,7 +142,7 @@ def run_varlen(
     varlen = session(
         "VarlenAttention",
         "com.glmcompile",
-        ("query", "key", "value", "cu_seqlens"),
+        ("query", "key", "value", "cu_seqlens", "cu_seqlens_k"),
         feed,
         attributes,
         {"output": TensorProto.FLOAT},
@@ -146,14 +153,24 @@ def run_varlen(
 
 
 def attend(
-    query: Array, key: Array, value: Array, visible: Array, scale: float, softcap: float, sink: Any
+    query: Array,
+    key: Array,
+    value: Array,
+    visible: Array,
+    scale: float,
+    softcap: float,
+    sink: Any,
+    bias: Any = 0.0,
 ) -> Array:
-    """One head: query [q, d], key and value [k, d], visible [q, k]; 0 for a row without keys."""
+    """One head: query [q, d], key and value [k, d], visible [q, k]; 0 for a row without keys.
+
+    bias: [q, k], added to the capped scores.
+    """
     scores = query @ key.T * scale
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
-    scores = np.where(visible, scores, -np.inf)
-    top = scores.max(axis=1, initial=-1e30 if sink is None else sink)[:, None]
+    scores = np.where(visible, scores + bias, -np.inf)
+    top = scores.max(axis=1, initial=-1e30 if sink is None else max(sink, -1e30))[:, None]
     weights = np.exp(scores - top)
     total = weights.sum(axis=1, keepdims=True)
     if sink is not None:
@@ -161,22 +178,33 @@ def attend(
     return weights @ value / np.where(total == 0, 1, total)
 
 
-def varlen_reference(feed: Mapping[str, Array], heads: int, kv_heads: int, scale: float) -> Array:
-    """[tokens, heads * head_size], float64."""
-    query, key, value = (feed[n].astype(np.float64) for n in ("query", "key", "value"))
-    size = query.shape[1] // heads
-    query = query.reshape(-1, heads, size)
-    key, value = (x.reshape(-1, kv_heads, size) for x in (key, value))
-    output = np.zeros(query.shape)
-    for begin, end in zip(feed["cu_seqlens"], feed["cu_seqlens"][1:], strict=False):
-        part = slice(begin, end)
-        seen = np.ones((end - begin, end - begin), bool)
+def varlen_reference(
+    feed: Mapping[str, Array],
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    softcap: float = 0.0,
+    causal: bool = False,
+) -> Array:
+    """[tokens, heads * v_head_size], float64."""
+    query, key, value = (
+        feed[name].astype(np.float64).reshape(len(feed[name]), n, feed[name].shape[1] // n)
+        for name, n in (("query", heads), ("key", kv_heads), ("value", kv_heads))
+    )
+    output = np.zeros((len(query), heads, value.shape[-1]))
+    cu_q = feed["cu_seqlens"]
+    cu_k = feed.get("cu_seqlens_k", cu_q)
+    for i in range(len(cu_q) - 1):
+        q, k = slice(cu_q[i], cu_q[i + 1]), slice(cu_k[i], cu_k[i + 1])
+        seen = np.ones((q.stop - q.start, k.stop - k.start), bool)
+        if causal:
+            seen = np.tril(seen, seen.shape[1] - seen.shape[0])
         for head in range(heads):
             kv = head // (heads // kv_heads)
-            output[part, head] = attend(
-                query[part, head], key[part, kv], value[part, kv], seen, scale, 0.0, None
+            output[q, head] = attend(
+                query[q, head], key[k, kv], value[k, kv], seen, scale, softcap, None
             )
-    return output.reshape(-1, heads * size)
+    return output.reshape(len(query), heads * output.shape[-1])
 
 
 def transform_heads(
@@ -206,14 +234,18 @@ def transform_heads(
 def split_query(feed: Mapping[str, Array], a: Mapping[str, Any]) -> tuple[Array, Array, Array]:
     """query, key, value as [tokens, heads, head_size], from packed or separate inputs."""
     heads, kv_heads = a["num_heads"], a["kv_num_heads"]
-    tokens, size = len(feed["query"]), feed["key_cache"].shape[-1]
+    size, v_size = feed["key_cache"].shape[-1], feed["value_cache"].shape[-1]
     if "key" in feed:
-        parts = [feed["query"], feed["key"], feed["value"]]
+        query, key, value = feed["query"], feed["key"], feed["value"]
     else:
-        parts = np.split(feed["query"], np.cumsum([heads * size, kv_heads * size]), axis=1)
-    counts = (heads, kv_heads, kv_heads)
-    query, key, value = (p.reshape(tokens, n, size) for p, n in zip(parts, counts, strict=True))
-    return query, key, value
+        ends = np.cumsum([heads * size, kv_heads * size])
+        query, key, value = np.split(feed["query"], ends, axis=1)
+    tokens = len(query)
+    return (
+        query.reshape(tokens, heads, size),
+        key.reshape(tokens, kv_heads, size),
+        value.reshape(tokens, kv_heads, v_size),
+    )
 
 
 def positions_and_slots(feed: Mapping[str, Array]) -> tuple[Array, Array]:
@@ -249,7 +281,7 @@ def expected_caches(feed: Mapping[str, Array], a: Mapping[str, Any]) -> tuple[Ar
 def paged_reference(
     feed: Mapping[str, Array], a: Mapping[str, Any], key_cache: Array, value_cache: Array
 ) -> Array:
-    """[tokens, heads * head_size] float64, attending the caches as they are after the update."""
+    """[tokens, heads * v_head_size] float64, attending the caches as they are after the update."""
     heads, kv_heads, size = a["num_heads"], a["kv_num_heads"], key_cache.shape[-1]
     block_size = key_cache.shape[1]
     query, _, _ = split_query(feed, a)
@@ -259,29 +291,34 @@ def paged_reference(
         cache.astype(np.float64) * (feed[s].reshape(-1, feed[s].shape[-1]) if s in feed else 1)
         for cache, s in ((key_cache, "k_scale"), (value_cache, "v_scale"))
     )
-    output = np.zeros(query.shape)
+    output = np.zeros((*query.shape[:2], value_cache.shape[-1]))
     ends = feed["cumulative_sequence_length"]
     for i, past in enumerate(feed["past_seqlens"]):
         tokens = slice(ends[i], ends[i + 1])
         total = past + ends[i + 1] - ends[i]
         at = np.arange(total)
         blocks = feed["block_table"][i, at // block_size]
-        key, value = keys[blocks, at % block_size], values[blocks, at % block_size]
+        mapped = (blocks >= 0)[:, None, None]
+        key, value = (np.where(mapped, x[blocks, at % block_size], 0) for x in (keys, values))
         distance = np.arange(past, total)[:, None] - at
         visible = np.broadcast_to(blocks >= 0, distance.shape)
         if a.get("is_causal", 1):
             visible = visible & (distance >= 0)
         if a.get("local_window_size", -1) > 0:
             visible = visible & (distance < a["local_window_size"])
+        if "attend_span" in feed:
+            first, end = feed["attend_span"][tokens].T[:, :, None]
+            visible = visible | ((at >= first) & (at < end) & (blocks >= 0))
         for head in range(heads):
             kv = head // (heads // kv_heads)
             sink = float(feed["head_sink"][head]) if "head_sink" in feed else None
             scale = a.get("scale") or size**-0.5
+            slope = float(feed["alibi_slopes"][head]) if "alibi_slopes" in feed else 0.0
             output[tokens, head] = attend(
                 query[tokens, head], key[:, kv], value[:, kv], visible, scale,
-                a.get("softcap", 0.0), sink,
+                a.get("softcap", 0.0), sink, -slope * distance,
             )  # fmt: skip
-    return output.reshape(-1, heads * size)
+    return output.reshape(len(query), heads * output.shape[-1])
 
 
 def assert_close(actual: Array, expected: Array, values: Array, tolerance: float) -> None:

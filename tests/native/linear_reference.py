@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from glmcompile.quantize.packing import pack_weight, weight_sum
 
 # Values of GLMCOMPILE_ISA; one the processor lacks selects the best kernel below it.
 ISAS = ("portable", "avx2", "avx_vnni", "avx512", "amx_emulated", "amx")
+INPUTS = ("x", "ids", "weight", "weight_scale", "weight_sum")
 OPTIONAL = ("bias", "residual", "input_scale")
 ACTIVATIONS = ("", "gelu", "gelu_tanh", "quick_gelu", "silu", "swiglu")
 
@@ -42,12 +43,17 @@ def one_node_session(
     attributes: Mapping[str, Any],
     isa: str = "",
     threads: int = 2,
+    order: Sequence[str] = INPUTS,
+    optional: Sequence[str] = OPTIONAL,
 ) -> ort.InferenceSession:
-    """A session of one com.glmcompile node; inputs in neither mapping are absent."""
-    order = ["x", "ids", "weight", "weight_scale", "weight_sum", *OPTIONAL]
+    """A session of one com.glmcompile node; inputs in neither mapping are absent.
+
+    order, optional: the operator's inputs, first the required ones, of which those that are not
+        given leave no gap.
+    """
     given = {**inputs, **constants}
-    names = [name if name in given else "" for name in order]
-    names = [n for n, o in zip(names, order, strict=True) if n or o in OPTIONAL]
+    names = [name for name in order if name in given]
+    names += [name if name in given else "" for name in optional]
     while names and not names[-1]:
         names.pop()
     graph = helper.make_graph(

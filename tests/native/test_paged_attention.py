@@ -95,6 +95,16 @@ def test_products_of_an_int8_cache_err_little_next_to_the_cache(isa: str) -> Non
         Shape(60, 1, 24, 16),
         Shape(8, 4, 256, 128),
         Shape(3, 3, 72, 5),
+        Shape(4, 2, 192, 16, 128),
+        Shape(6, 2, 40, 7, 24),
+        Shape(5, 1, 24, 16, 88),
+        Shape(2, 2, 8, 3, 72),
+        Shape(4, 1, 16, 16, 56),
+        Shape(2, 1, 512, 16),
+        Shape(3, 1, 264, 16),
+        Shape(2, 2, 312, 16, 504),
+        Shape(4, 2, 512, 16, 8),
+        Shape(10, 1, 8, 16, 512),
     ],
     ids=str,
 )
@@ -129,14 +139,14 @@ def test_attributes(isa: str, int8: bool, extra: dict[str, Any]) -> None:
     check(feed, attributes, isa)
 
 
+@pytest.mark.parametrize("shape", [Shape(), Shape(6, 2, 64, 16, 40)], ids=str)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("rotary", [{}, {"rotary_interleaved": 1}, {"rotary_offset": 16}, None])
 @pytest.mark.parametrize("int8", [False, True])
 def test_norm_and_rotary(
-    packed: bool, norm: bool, rotary: dict[str, int] | None, int8: bool
+    shape: Shape, packed: bool, norm: bool, rotary: dict[str, int] | None, int8: bool
 ) -> None:
-    shape = Shape()
     feed = random_batch(shape, [0, 30], [20, 2], packed=packed)
     attributes = shape.attributes
     rng = np.random.default_rng(5)
@@ -166,11 +176,16 @@ def test_head_sink(isa: str, sinks: list[float]) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("int8", [False, True])
-def test_unmapped_pages_are_neither_written_nor_attended(isa: str, int8: bool) -> None:
+@pytest.mark.parametrize("sink", [None, 0.5, -np.inf])
+def test_unmapped_pages_are_neither_written_nor_attended(
+    isa: str, int8: bool, sink: float | None
+) -> None:
     shape = Shape()
     feed, attributes = random_batch(shape, [300, 0], [20, 40]), shape.attributes
     feed["block_table"][0, [0, 9, 18]] = -1
     feed["block_table"][1, :] = -1  # nothing to attend at all: the output is zero
+    if sink is not None:
+        feed["head_sink"] = np.full(shape.num_heads, sink, np.float32)
     if int8:
         feed, attributes = quantized(feed, False), attributes | quantized_attributes(False)
     check(feed, attributes, isa)

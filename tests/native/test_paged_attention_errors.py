@@ -9,10 +9,27 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    RuntimeException,
+)
 
-from tests.native.attention_reference import PAGED_INPUTS, Array, run_paged, session
-from tests.native.paged_batches import Shape, quantized, quantized_attributes, random_batch
+from tests.native.attention_reference import (
+    EXTENDED_INPUTS,
+    PAGED_INPUTS,
+    Array,
+    run_paged,
+    session,
+)
+from tests.native.paged_batches import (
+    Shape,
+    image_spans,
+    quantized,
+    quantized_attributes,
+    random_batch,
+)
 
 # A run with I/O binding reports a failed node as the builtin RuntimeError.
 ERRORS = (Fail, InvalidArgument, RuntimeException, RuntimeError)
@@ -102,7 +119,27 @@ CHANGES: dict[str, tuple[Change, str]] = {
     ),
     "value cache blocks": (
         lambda f: f.update(value_cache=f["value_cache"][:-1].copy()),
-        "value_cache: expected the shape of key_cache",
+        "value_cache: expected the blocks of key_cache",
+    ),
+    "values of another size than their cache": (
+        lambda f: f.update(value_cache=f["value_cache"][..., :8].copy()),
+        r"value: expected \[13, 16\]",
+    ),
+    "key head size": (
+        lambda f: f.update(key_cache=f["key_cache"][..., :12].copy()),
+        "key_cache: head_size 12 is not a multiple of 8",
+    ),
+    "largest head size": (
+        lambda f: f.update(key_cache=np.zeros((*f["key_cache"].shape[:3], 520), np.float32)),
+        "key_cache: head_size 520 is not a multiple of 8 up to 512",
+    ),
+    "value head size": (
+        lambda f: f.update(value_cache=f["value_cache"][..., :12].copy()),
+        "value_cache: head_size 12 is not a multiple of 8",
+    ),
+    "packed width": (
+        lambda f: [f.pop("key"), f.pop("value")],
+        r"query: expected \[13, 128\] \(packed QKV\)",
     ),
     "sink size": (lambda f: f.update(head_sink=np.zeros(3, np.float32)), "head_sink: expected"),
     "norm alone": (
@@ -117,6 +154,13 @@ CHANGES: dict[str, tuple[Change, str]] = {
     ),
 }
 
+SPANS: dict[str, tuple[tuple[int, int], str]] = {
+    "ends before it begins": ((4, 3), r"attend_span: entry 5 is \(4, 3\)"),
+    "begins after its token": ((3, 9), r"attend_span: entry 5 is \(3, 9\), .* position 2 "),
+    "is empty after its token": ((3, 3), r"attend_span: entry 5 is \(3, 3\)"),
+    "begins before its sequence": ((-1, 2), r"attend_span: entry 5 is \(-1, 2\)"),
+}
+
 
 def assert_rejected(feed: Feed, attributes: dict[str, Any], message: str) -> None:
     with pytest.raises(ERRORS, match=message):
@@ -129,6 +173,42 @@ def test_malformed_inputs_are_named(name: str) -> None:
     feed = batch()
     change(feed)
     assert_rejected(feed, SHAPE.attributes, message)
+
+
+@pytest.mark.parametrize("name", SPANS)
+def test_malformed_spans_are_named(name: str) -> None:
+    feed = batch()
+    feed["attend_span"] = image_spans(feed)
+    feed["attend_span"][5], message = SPANS[name]
+    assert_rejected(feed, SHAPE.attributes, message)
+
+
+def test_every_token_needs_a_span() -> None:
+    feed = batch()
+    for spans in (np.zeros((12, 2), np.int32), np.zeros(26, np.int32), np.zeros((13, 3), np.int32)):
+        feed["attend_span"] = spans
+        assert_rejected(feed, SHAPE.attributes, r"attend_span: expected \[13, 2\]")
+
+
+def test_malformed_slopes_are_named() -> None:
+    for slopes, message in (
+        (np.zeros(3), r"alibi_slopes: expected \[4\], got \[3\]"),
+        (np.zeros((4, 1)), r"alibi_slopes: expected \[4\], got \[4, 1\]"),
+        (np.array([0, 1, np.inf, 0]), "alibi_slopes: entry 2 is inf, expected a finite number"),
+        (np.array([0, np.nan, 1, 0]), "alibi_slopes: entry 1 is -?nan"),
+    ):
+        feed = batch() | {"alibi_slopes": slopes.astype(np.float32)}
+        assert_rejected(feed, SHAPE.attributes, message)
+
+
+def test_onnx_runtimes_own_operator_has_its_schema_and_no_more() -> None:
+    feed = batch()
+    feed["attend_span"] = image_spans(feed)
+    with pytest.raises(InvalidGraph, match="input size 18 not in range"):
+        session(
+            "PagedAttention", "com.microsoft", EXTENDED_INPUTS, feed, SHAPE.attributes,
+            {"output": TensorProto.FLOAT},
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["cumulative decreases", "block too large", "slot below -1"])

@@ -25,12 +25,18 @@ constexpr size_t kSharedBytes = 64 << 20;  // at most, of the tiles that tasks s
 alignas(64) constexpr char kZeroRow[kMaxHeadSize * sizeof(float)] = {};
 constexpr const void* kZeros = kZeroRow;  // a key or value of any type
 
+// Positions [begin, end) of keys in their segment.
+struct Keys {
+  int64_t begin, end;
+};
+
 // Queries [first, first + count) of one segment, for the heads that share one key/value head.
 struct Task {
   const Segment* segment;
   int kv_head;
   int64_t first;
   int count;
+  int64_t last_key;               // past-the-last key that any of its queries sees
   int64_t first_tile, last_tile;  // [first_tile, last_tile)
   int64_t shared;                 // its first tile among the shared ones, or -1
   size_t partial = 0;             // of its first tile, when tiles are computed apart
@@ -62,10 +68,13 @@ class Arena {
 // Keys and values of one tile, and which of them are there.
 struct Tile {
   Tile() = default;
-  Tile(Arena* arena, size_t packed_bytes)
-      : packed{arena->take<char>(packed_bytes), arena->take<char>(packed_bytes),
-               arena->take<int32_t>(kKeyTile)},
+  Tile(Arena* arena, HeadSizes head, int packed_size)
+      : packed{arena->take<char>(bytes(head.key, packed_size)),
+               arena->take<char>(bytes(head.value, packed_size)), arena->take<int32_t>(kKeyTile)},
         bias(arena->take<float>(kKeyTile)) {}
+  static size_t bytes(int head_size, int packed_size) {
+    return static_cast<size_t>(kKeyTile) * padded_head(head_size) * packed_size;
+  }
   PackedTile packed;
   float* bias;            // [kKeyTile] -inf hides a key of an unmapped page
   bool unmapped = false;  // whether there is one; bias is set only then
@@ -76,19 +85,21 @@ struct SharedTile {
   const Segment* segment;
   int kv_head;
   int64_t index;
+  int count;  // of keys
   Tile tile;
 };
 
 // The buffers one thread needs for a task of `rows` rows.
 struct Workspace {
-  Workspace(Arena arena, int rows, int head_size, size_t packed_bytes) {
-    const size_t head = padded_head(head_size);
-    queries = {arena.take<float>(rows * head), arena.take<float>(rows)};
-    tile = Tile(&arena, packed_bytes);
+  Workspace(Arena arena, int rows, HeadSizes head, int packed_size) {
+    const size_t key_width = padded_head(head.key), value_width = padded_head(head.value);
+    queries = {arena.take<float>(rows * key_width), arena.take<float>(rows)};
+    tile = Tile(&arena, head, packed_size);
     scores = arena.take<float>(kRowBlock * kKeyTile);
     part = {arena.take<float>(kRowBlock), arena.take<float>(kRowBlock),
-            arena.take<float>(kRowBlock * head)};
-    state = {arena.take<float>(rows), arena.take<float>(rows), arena.take<float>(rows * head)};
+            arena.take<float>(kRowBlock * value_width)};
+    state = {arena.take<float>(rows), arena.take<float>(rows),
+             arena.take<float>(rows * value_width)};
     bytes = arena.used();
   }
   PackedQueries queries;
@@ -106,9 +117,9 @@ class Run {
         kernels_(kernels),
         p_(problem),
         group_(problem.num_heads / problem.kv_num_heads),
-        head_(padded_head(problem.head_size)),
-        element_size_(problem.element == Element::kFloat ? 4 : 1),
-        packed_bytes_(static_cast<size_t>(kKeyTile) * head_ * kernels.packed_size) {}
+        key_width_(padded_head(problem.head.key)),
+        value_width_(padded_head(problem.head.value)),
+        element_size_(problem.element == Element::kFloat ? 4 : 1) {}
 
   void execute() {
     make_tasks();
@@ -159,7 +170,7 @@ class Run {
       rows->padded = 0;
       if (task.shared < 0 && step < steps_)
         run_.find_rows(*task.segment, task.kv_head, tile_of(step) * kKeyTile,
-                       run_.keys_of(*task.segment, task.first + task.count - 1, tile_of(step)), rows);
+                       keys_of(task.last_key, tile_of(step)), rows);
     }
 
     const Run& run_;
@@ -175,23 +186,21 @@ class Run {
     const bool many = rows / kTaskRows >= static_cast<int64_t>(kTasksPerThread * threads_);
     const int step = std::max(1, (many ? kTaskRows : kSmallTaskRows) / group_);
     for (const Segment& segment : p_.segments) {
-      const int64_t first_tile = first_key(segment, 0) / kKeyTile;
-      const int64_t tiles = tiles_of(last_key(segment, segment.queries - 1)) - first_tile;
-      const int64_t shared = segment.queries > step ? share_tiles(segment, first_tile, tiles) : -1;
+      const Keys all = keys_of_queries(segment, 0, segment.queries);
+      const int64_t first_tile = all.begin / kKeyTile, tiles = tiles_of(all.end) - first_tile;
+      const int64_t shared = segment.queries > step ? share_tiles(segment, all) : -1;
       for (int64_t first = 0; first < segment.queries; first += step) {
-        Task task{&segment, 0, first,
-                  static_cast<int>(std::min<int64_t>(step, segment.queries - first)), 0, 0, -1};
-        const int64_t begin = first_key(segment, first);
-        const int64_t end = last_key(segment, first + task.count - 1);
-        task.first_tile = begin / kKeyTile;
-        task.last_tile = tiles_of(end);
+        const int count = static_cast<int>(std::min<int64_t>(step, segment.queries - first));
+        const Keys keys = keys_of_queries(segment, first, count);
+        Task task{&segment, 0, first, count, keys.end, keys.begin / kKeyTile, tiles_of(keys.end),
+                  -1};
         for (task.kv_head = 0; task.kv_head < p_.kv_num_heads; ++task.kv_head) {
           if (shared >= 0)
             task.shared = shared + task.kv_head * tiles + task.first_tile - first_tile;
           tasks_.push_back(task);
         }
-        work_ += 2.0 * p_.head_size * (end - begin) * (task.count * group_ + 4.0) *
-                 p_.kv_num_heads;
+        work_ += static_cast<double>(p_.head.key + p_.head.value) * (keys.end - keys.begin) *
+                 (count * group_ + 4.0) * p_.kv_num_heads;
       }
     }
     // Longest first, so that no thread is left alone with a long task at the end.
@@ -205,24 +214,27 @@ class Run {
 
   size_t shared_bytes(size_t tiles) const {
     Arena one(nullptr);
-    Tile(&one, packed_bytes_);
+    Tile(&one, p_.head, kernels_.packed_size);
     return tiles * one.used();
   }
 
-  // Lists the tiles of a segment, by kv head, to be packed before any task runs. Returns the first
-  // one's index, or -1 where they would take too much memory.
-  int64_t share_tiles(const Segment& segment, int64_t first_tile, int64_t tiles) {
+  // Lists the tiles of `keys` of a segment, by kv head, to be packed before any task runs. Returns
+  // the first one's index, or -1 where they would take too much memory.
+  int64_t share_tiles(const Segment& segment, Keys keys) {
     const int64_t first = static_cast<int64_t>(shared_.size());
-    if (shared_bytes(first + tiles * p_.kv_num_heads) > kSharedBytes) return -1;
+    const int64_t first_tile = keys.begin / kKeyTile, last_tile = tiles_of(keys.end);
+    if (shared_bytes(first + (last_tile - first_tile) * p_.kv_num_heads) > kSharedBytes) return -1;
     for (int head = 0; head < p_.kv_num_heads; ++head)
-      for (int64_t i = 0; i < tiles; ++i) shared_.push_back({&segment, head, first_tile + i, {}});
+      for (int64_t tile = first_tile; tile < last_tile; ++tile)
+        shared_.push_back({&segment, head, tile, keys_of(keys.end, tile), {}});
     return first;
   }
 
   void allocate_shared() {
     static thread_local ScratchBuffer buffer;
     Arena arena(buffer.reserve(shared_bytes(shared_.size())));
-    for (SharedTile& shared : shared_) shared.tile = Tile(&arena, packed_bytes_);
+    for (SharedTile& shared : shared_)
+      shared.tile = Tile(&arena, p_.head, kernels_.packed_size);
   }
 
   // Cuts tasks into runs of tiles whose results are kept apart and folded afterwards: where there
@@ -255,7 +267,7 @@ class Run {
   }
 
   size_t partial_size(int count) const {
-    return static_cast<size_t>(count) * group_ * (head_ + 2);
+    return static_cast<size_t>(count) * group_ * (value_width_ + 2);
   }
 
   SoftmaxState partial(const Task& task, int64_t tile) const {
@@ -265,20 +277,38 @@ class Run {
     return {base, base + rows, base + 2 * rows};
   }
 
-  int64_t first_key(const Segment& segment, int64_t query) const {
-    if (p_.window <= 0) return 0;
-    const int64_t begin = std::max<int64_t>(0, segment.past + query + 1 - p_.window);
-    return std::min(begin, last_key(segment, query));
+  // Keys that one query sees: those of its window, of its span, and any between.
+  Keys keys_of_query(const Segment& segment, int64_t query) const {
+    const int64_t next = segment.past + query + 1;
+    Keys keys{p_.window > 0 ? next - p_.window : 0, p_.causal ? next : segment.keys};
+    if (p_.attend_span != nullptr) {
+      const int32_t* span = p_.attend_span + 2 * (segment.first_query + query);
+      if (span[0] < span[1])
+        keys = {std::min<int64_t>(keys.begin, span[0]), std::max<int64_t>(keys.end, span[1])};
+    }
+    keys.end = std::clamp<int64_t>(keys.end, 0, segment.keys);
+    keys.begin = std::clamp<int64_t>(keys.begin, 0, keys.end);
+    return keys;
   }
-  int64_t last_key(const Segment& segment, int64_t query) const {
-    return p_.causal ? std::min(segment.keys, segment.past + query + 1) : segment.keys;
+
+  // From the first to the last key that any of some queries sees.
+  Keys keys_of_queries(const Segment& segment, int64_t first, int64_t count) const {
+    if (count == 0) return {0, 0};
+    Keys keys = keys_of_query(segment, first);
+    // Windows advance from query to query; spans need not.
+    const int64_t step = p_.attend_span != nullptr ? 1 : std::max<int64_t>(1, count - 1);
+    for (int64_t i = step; i < count; i += step) {
+      const Keys more = keys_of_query(segment, first + i);
+      keys = {std::min(keys.begin, more.begin), std::max(keys.end, more.end)};
+    }
+    return keys;
   }
 
   Workspace workspace(const Task& task, int heads = 1) const {
     static thread_local ScratchBuffer buffer;
     const int rows = task.count * group_ * heads;
-    const size_t bytes = Workspace(Arena(nullptr), rows, p_.head_size, packed_bytes_).bytes;
-    return Workspace(Arena(buffer.reserve(bytes)), rows, p_.head_size, packed_bytes_);
+    const size_t bytes = Workspace(Arena(nullptr), rows, p_.head, kernels_.packed_size).bytes;
+    return Workspace(Arena(buffer.reserve(bytes)), rows, p_.head, kernels_.packed_size);
   }
 
   void run_task(const Task& task) const {
@@ -295,7 +325,7 @@ class Run {
     const int rows = unit.tasks->count * group_;
     auto of_head = [&](int head) {
       Workspace part = space;
-      part.queries.rows = static_cast<float*>(space.queries.rows) + head * rows * head_;
+      part.queries.rows = static_cast<float*>(space.queries.rows) + head * rows * key_width_;
       part.queries.scale += head * rows;
       return part;
     };
@@ -311,17 +341,17 @@ class Run {
     Workspace space = workspace(task);
     clear(task, space.state);
     for (int64_t tile = task.first_tile; tile < task.last_tile; ++tile)
-      kernels_.fold(task.count * group_, head_, partial(task, tile), space.state);
+      kernels_.fold(task.count * group_, value_width_, partial(task, tile), space.state);
     finish(task, space.state);
   }
 
   // Multipliers of the stored elements of the task's head, one per channel.
   void channel_scales(const Task& task, const float* of_segment, const float* of_problem,
-                      bool per_channel, float* scale) const {
+                      bool per_channel, int head_size, float* scale) const {
     const float* stored = of_segment != nullptr ? of_segment : of_problem;
     const bool by_channel = of_segment != nullptr || per_channel;
-    if (stored != nullptr && by_channel) stored += task.kv_head * p_.head_size;
-    for (int d = 0; d < p_.head_size; ++d)
+    if (stored != nullptr && by_channel) stored += task.kv_head * head_size;
+    for (int d = 0; d < head_size; ++d)
       scale[d] = stored == nullptr ? 1.0f : stored[by_channel ? d : 0];
   }
 
@@ -329,27 +359,33 @@ class Run {
     const int rows = task.count * group_;
     std::fill_n(state.max, rows, kMinusInfinity);
     std::fill_n(state.sum, rows, 0.0f);
-    std::fill_n(state.output, static_cast<size_t>(rows) * head_, 0.0f);
+    std::fill_n(state.output, static_cast<size_t>(rows) * value_width_, 0.0f);
   }
 
   // Row r of a task is query r / group of head kv_head * group + r % group.
+  int head_of(const Task& task, int row) const { return task.kv_head * group_ + row % group_; }
+
   void pack_queries(const Task& task, const Workspace& space) const {
     const float* rows[kRowBlock];
     float scale[kMaxHeadSize];
-    channel_scales(task, task.segment->key_scale, p_.key_scale, p_.key_scale_per_channel, scale);
-    for (int d = 0; d < p_.head_size; ++d) scale[d] *= p_.scale * kLog2E;
+    channel_scales(task, task.segment->key_scale, p_.key_scale, p_.key_scale_per_channel,
+                   p_.head.key, scale);
+    for (int d = 0; d < p_.head.key; ++d) scale[d] *= p_.scale * kLog2E;
     const int count = task.count * group_;
     for (int first = 0; first < count; first += kRowBlock) {
       const int block = std::min(kRowBlock, count - first);
       for (int i = 0; i < block; ++i) {
-        const int r = first + i, head = task.kv_head * group_ + r % group_;
+        const int r = first + i, head = head_of(task, r);
         const int64_t token = task.segment->first_query + task.first + r / group_;
-        rows[i] = p_.query + token * p_.query_stride + static_cast<int64_t>(head) * p_.head_size;
+        rows[i] = p_.query + token * p_.query_stride + static_cast<int64_t>(head) * p_.head.key;
       }
-      const PackedQueries packed{static_cast<float*>(space.queries.rows) + first * head_,
-                                 space.queries.scale + first};
-      kernels_.pack_queries(rows, block, p_.head_size, scale, packed);
+      kernels_.pack_queries(rows, block, p_.head.key, scale, queries_from(space, first));
     }
+  }
+
+  PackedQueries queries_from(const Workspace& space, int row) const {
+    return {static_cast<float*>(space.queries.rows) + static_cast<size_t>(row) * key_width_,
+            space.queries.scale + row};
   }
 
   // Attends the walk's tile from every row of its task, into whose state it is folded.
@@ -357,38 +393,41 @@ class Run {
     const Task& task = walk.task();
     const Segment& segment = *task.segment;
     const int64_t base = walk.tile() * kKeyTile;
-    const int count = keys_of(segment, task.first + task.count - 1, walk.tile());
+    const int count = keys_of(task.last_key, walk.tile());
     const int rows = task.count * group_;
     const bool shared = task.shared >= 0;
-    const bool packed = shared || rows > kFewRows || p_.head_size > kernels_.unpacked_head_size;
+    const bool packed = shared || rows > kFewRows ||
+                        std::max(p_.head.key, p_.head.value) > kernels_.unpacked_head_size;
     Tile keys = shared ? shared_[task.shared + walk.tile() - task.first_tile].tile : space.tile;
     if (!shared) hide_unmapped(walk.rows(), &keys);
-    if (!shared && packed) kernels_.pack_tile(walk.rows(), walk.ahead(), p_.head_size, keys.packed);
+    if (!shared && packed) kernels_.pack_tile(walk.rows(), walk.ahead(), p_.head, keys.packed);
     for (int first = 0; first < rows; first += kRowBlock) {
       const int block = std::min(kRowBlock, rows - first);
       int begin[kRowBlock], end[kRowBlock];
+      float slope[kRowBlock], distance[kRowBlock];
       bool any = false;
       for (int i = 0; i < block; ++i) {
-        const int64_t query = task.first + (first + i) / group_;
-        begin[i] = static_cast<int>(std::max<int64_t>(0, first_key(segment, query) - base));
-        end[i] = static_cast<int>(std::min<int64_t>(count, last_key(segment, query) - base));
+        const Keys seen = keys_of_query(segment, task.first + (first + i) / group_);
+        begin[i] = static_cast<int>(std::max<int64_t>(0, seen.begin - base));
+        end[i] = static_cast<int>(std::min<int64_t>(count, seen.end - base));
         any |= begin[i] < end[i];
       }
       if (!any) continue;
-      const PackedQueries queries{static_cast<float*>(space.queries.rows) + first * head_,
-                                  space.queries.scale + first};
-      const AttendTile call{queries,
+      if (p_.alibi_slopes != nullptr) find_slopes(task, first, block, base, slope, distance);
+      const AttendTile call{queries_from(space, first),
                             block,
-                            p_.head_size,
+                            p_.head,
                             keys.packed,
                             begin,
                             end,
                             keys.unmapped ? keys.bias : nullptr,
                             p_.softcap * kLog2E,
+                            p_.alibi_slopes != nullptr ? slope : nullptr,
+                            distance,
                             space.scores,
                             space.part,
                             {state.max + first, state.sum + first,
-                             state.output + static_cast<size_t>(first) * head_}};
+                             state.output + static_cast<size_t>(first) * value_width_}};
       if (packed)
         kernels_.attend(call);
       else
@@ -396,23 +435,34 @@ class Run {
     }
   }
 
-  // Keys of a tile that a segment's queries up to last_query see.
-  int keys_of(const Segment& segment, int64_t last_query, int64_t tile) const {
-    const int64_t limit = last_key(segment, last_query);
-    return static_cast<int>(std::min<int64_t>(kKeyTile, limit - tile * kKeyTile));
+  // Of the task's rows [first, first + count) and the tile that begins with key `base`.
+  void find_slopes(const Task& task, int first, int count, int64_t base, float* slope,
+                   float* distance) const {
+    for (int i = 0; i < count; ++i) {
+      const int row = first + i;
+      slope[i] = p_.alibi_slopes[head_of(task, row)] * kLog2E;
+      distance[i] = static_cast<float>(base - task.segment->past - task.first - row / group_);
+    }
+  }
+
+  // How many of a tile's keys lie before `last_key`.
+  static int keys_of(int64_t last_key, int64_t tile) {
+    return static_cast<int>(std::min<int64_t>(kKeyTile, last_key - tile * kKeyTile));
   }
 
   // Where keys [base, base + count) are. Rows of unmapped pages and beyond `count` are zero, so
   // that a masked key never brings in NaN from old memory.
   void find_rows(const Segment& segment, int kv_head, int64_t base, int count,
                  TileRows* rows) const {
-    const int64_t stride = p_.token_stride * element_size_;
-    const int64_t head = static_cast<int64_t>(kv_head) * p_.head_size * element_size_;
-    const char* keys = static_cast<const char*>(p_.keys) + head;
-    const char* values = static_cast<const char*>(p_.values) + head;
+    const int64_t key_bytes = p_.head.key * element_size_;
+    const int64_t value_bytes = p_.head.value * element_size_;
+    const int64_t key_stride = p_.kv_num_heads * key_bytes;
+    const int64_t value_stride = p_.kv_num_heads * value_bytes;
+    const char* keys = static_cast<const char*>(p_.keys) + kv_head * key_bytes;
+    const char* values = static_cast<const char*>(p_.values) + kv_head * value_bytes;
     auto place = [&](int i, int end, int64_t row) {
-      for (const char *k = keys + row * stride, *v = values + row * stride; i < end;
-           ++i, k += stride, v += stride) {
+      for (const char *k = keys + row * key_stride, *v = values + row * value_stride; i < end;
+           ++i, k += key_stride, v += value_stride) {
         rows->keys[i] = k;
         rows->values[i] = v;
       }
@@ -449,33 +499,31 @@ class Run {
   }
 
   void pack_shared(SharedTile* shared) const {
-    const Segment& segment = *shared->segment;
-    const int count = keys_of(segment, segment.queries - 1, shared->index);
     TileRows rows;
-    find_rows(segment, shared->kv_head, shared->index * kKeyTile, count, &rows);
+    find_rows(*shared->segment, shared->kv_head, shared->index * kKeyTile, shared->count, &rows);
     hide_unmapped(rows, &shared->tile);
-    kernels_.pack_tile(rows, TileRows(), p_.head_size, shared->tile.packed);
+    kernels_.pack_tile(rows, TileRows(), p_.head, shared->tile.packed);
   }
 
   void finish(const Task& task, SoftmaxState state) const {
     const int rows = task.count * group_;
     float scale[kMaxHeadSize];
     channel_scales(task, task.segment->value_scale, p_.value_scale, p_.value_scale_per_channel,
-                   scale);
+                   p_.head.value, scale);
     for (int r = 0; r < rows; ++r) {
-      const int head = task.kv_head * group_ + r % group_;
+      const int head = head_of(task, r);
       const int64_t token = task.segment->first_query + task.first + r / group_;
-      float* out = p_.output + (token * p_.num_heads + head) * p_.head_size;
-      const float* in = state.output + static_cast<size_t>(r) * head_;
+      float* out = p_.output + (token * p_.num_heads + head) * p_.head.value;
+      const float* in = state.output + static_cast<size_t>(r) * value_width_;
       float sum = state.sum[r], keep = 1.0f;
-      if (p_.head_sink != nullptr) {
+      if (p_.head_sink != nullptr && p_.head_sink[head] != kMinusInfinity) {
         // One more key with this score and a value of zero.
         const float sink = p_.head_sink[head] * kLog2E, top = std::max(state.max[r], sink);
         keep = std::exp2(state.max[r] - top);
         sum = sum * keep + std::exp2(sink - top);
       }
       const float factor = sum > 0 ? keep / sum : (sum == 0 ? 0.0f : sum);
-      for (int d = 0; d < p_.head_size; ++d) out[d] = in[d] * factor * scale[d];
+      for (int d = 0; d < p_.head.value; ++d) out[d] = in[d] * factor * scale[d];
     }
   }
 
@@ -483,9 +531,8 @@ class Run {
   const AttentionKernels& kernels_;
   const AttentionProblem& p_;
   const int group_;
-  const int head_;
+  const int key_width_, value_width_;  // of a packed query and of a row of output
   const int64_t element_size_;
-  const size_t packed_bytes_;  // of the keys or the values of a tile
   // An upper bound: the context does not tell the size of ONNX Runtime's pool. It decides how work
   // is cut, never what is computed.
   const size_t threads_ = std::max(1u, std::thread::hardware_concurrency());

@@ -13,7 +13,7 @@ namespace glmcompile {
 struct Segment {
   int64_t first_query;         // packed row of query 0
   int64_t queries;
-  int64_t past;                // keys before the first query
+  int64_t past;                // keys before the first query; below 0 if causal ones see none
   int64_t keys;                // keys in all
   int64_t first_key = 0;       // contiguous keys: packed row of key 0
   const int32_t* blocks = nullptr;  // paged keys: the sequence's row of the block table
@@ -24,21 +24,26 @@ struct Segment {
 
 struct AttentionProblem {
   std::vector<Segment> segments;
-  int num_heads, kv_num_heads, head_size;
+  int num_heads, kv_num_heads;
+  HeadSizes head;
   float scale;
   float softcap = 0;             // 0 = none
   int64_t window = 0;            // keys a query sees to its left, itself included; 0 = all
   bool causal = false;
+  // [tokens, 2], by packed row of a query: first and past-the-last key that it sees on top, and all
+  // between those and the window's. Clipped to its segment's keys; null or empty = none.
+  const int32_t* attend_span = nullptr;
   const float* head_sink = nullptr;  // [num_heads]
+  // [num_heads] ALiBi: slope * (key's position - query's) is added to scores after scale and cap.
+  const float* alibi_slopes = nullptr;
 
-  const float* query;  // row i of head h at query + i * query_stride + h * head_size
+  const float* query;  // row i of head h at query + i * query_stride + h * head.key
   int64_t query_stride;
-  float* output;  // [tokens, num_heads * head_size]
+  float* output;  // [tokens, num_heads * head.value]
 
   Element element = Element::kFloat;
-  const void* keys;  // token t of head h at element t * token_stride + h * head_size
-  const void* values;
-  int64_t token_stride;
+  const void* keys;    // [tokens, kv_num_heads * head.key]
+  const void* values;  // [tokens, kv_num_heads * head.value]
   int64_t block_size = 0;            // 0 = contiguous
   // Multipliers of the stored elements, by channel (kv head major) or a single one; null = 1.
   const float* key_scale = nullptr;

@@ -1,6 +1,6 @@
 // The float32 tile kernels over a vector policy; see attention_softmax.h on linkage.
 //
-// Packed keys: [key / W][channel][W keys]. Packed values: [key][padded_head]. Both products are
+// Packed keys: [key / W][channel][W keys]. Packed values: [key][padded channels]. Both products are
 // then the same register-blocked loop: broadcast an element of the left matrix, multiply it with
 // vectors of the right one.
 #pragma once
@@ -24,25 +24,25 @@ class FloatKernels {
   }
 
   template <class T>
-  static void pack_tile(const TileRows& rows, const TileRows& ahead, int head_size,
+  static void pack_tile(const TileRows& rows, const TileRows& ahead, HeadSizes head,
                         PackedTile packed) {
-    const int head = padded_head(head_size);
+    const int width = padded_head(head.value);
     float* keys = static_cast<float*>(packed.keys);
     float* values = static_cast<float*>(packed.values);
     for (int key = 0; key < rows.padded; key += W) {
-      if (key < ahead.padded) prefetch_rows(ahead, key, key + W, head_size * sizeof(T));
-      float* panel = keys + static_cast<long>(key) * head_size;
-      for (int d = 0; d < head_size; d += W) {
-        const int channels = head_size - d < W ? head_size - d : W;
+      if (key < ahead.padded) prefetch_rows(ahead, key, key + W, head, sizeof(T));
+      float* panel = keys + static_cast<long>(key) * head.key;
+      for (int d = 0; d < head.key; d += W) {
+        const int channels = head.key - d < W ? head.key - d : W;
         F block[W];
         for (int i = 0; i < W; ++i) block[i] = load<T>(rows.keys[key + i], d, channels);
         V::transpose(block);
         for (int i = 0; i < channels; ++i) V::store(panel + (d + i) * W, block[i]);
       }
       for (int i = 0; i < W; ++i) {
-        float* row = values + static_cast<long>(key + i) * head;
-        for (int d = 0; d < head; d += W) {
-          const int channels = head_size - d < W ? head_size - d : W;
+        float* row = values + static_cast<long>(key + i) * width;
+        for (int d = 0; d < width; d += W) {
+          const int channels = head.value - d < W ? head.value - d : W;
           V::store(row + d,
                    channels > 0 ? load<T>(rows.values[key + i], d, channels) : V::set(0.0f));
         }
@@ -51,18 +51,18 @@ class FloatKernels {
   }
 
   static void attend(const AttendTile& task) {
-    const int head_size = task.head_size, head = padded_head(head_size);
+    const int channels = task.head.key, width = padded_head(task.head.value);
     const auto [from, to] = key_range<V>(task);
     float* scores = task.scratch;
     const float* keys = static_cast<const float*>(task.tile.keys);
-    product(static_cast<const float*>(task.queries.rows), head,
-            keys + static_cast<long>(from) * head_size, head_size * W, W, scores + from,
-            kKeyTile, task.rows, (to - from) / W, head_size);
+    product(static_cast<const float*>(task.queries.rows), padded_head(channels),
+            keys + static_cast<long>(from) * channels, channels * W, W, scores + from,
+            kKeyTile, task.rows, (to - from) / W, channels);
     softmax(task, from, to);
     const float* values = static_cast<const float*>(task.tile.values);
-    product(scores + from, kKeyTile, values + static_cast<long>(from) * head, W, head,
-            task.part.output, head, task.rows, head / W, to - from);
-    fold_tile<V>(task.rows, head, task.part, task.state);
+    product(scores + from, kKeyTile, values + static_cast<long>(from) * width, W, width,
+            task.part.output, width, task.rows, width / W, to - from);
+    fold_tile<V>(task.rows, width, task.part, task.state);
   }
 
   template <class T>
@@ -76,8 +76,8 @@ class FloatKernels {
     }
   }
 
-  static void fold(int rows, int head, SoftmaxState tile, SoftmaxState state) {
-    fold_tile<V>(rows, head, tile, state);
+  static void fold(int rows, int width, SoftmaxState tile, SoftmaxState state) {
+    fold_tile<V>(rows, width, tile, state);
   }
 
  private:
@@ -93,8 +93,8 @@ class FloatKernels {
   static void softmax(const AttendTile& task, int from, int to) {
     for (int r = 0; r < task.rows; ++r) {
       float* row = task.scratch + r * kKeyTile;
-      softmax_row<V>(row, from, to, task.begin[r], task.end[r], task.bias, task.softcap,
-                     task.part.max + r, task.part.sum + r, [row](int key, F p) {
+      softmax_row<V>(row, from, to, RowMask(task, r, 1.0f), task.part.max + r, task.part.sum + r,
+                     [row](int key, F p) {
                        V::store(row + key, p);
                        return p;
                      });
@@ -104,29 +104,30 @@ class FloatKernels {
   // The sums of `attend`, in the same order, without packed keys and values in between.
   template <class T, int R>
   static void attend_few(const AttendTile& task, const TileRows& rows, const TileRows& ahead) {
-    const int head_size = task.head_size, head = padded_head(head_size);
+    const int channels = task.head.key, head = padded_head(channels);
     const auto [from, to] = key_range<V>(task);
     const float* queries = static_cast<const float*>(task.queries.rows);
     for (int key = from; key < to; key += W) {
-      if (key < ahead.padded) prefetch_rows(ahead, key, key + W, head_size * sizeof(T));
+      if (key < ahead.padded) prefetch_rows(ahead, key, key + W, task.head, sizeof(T));
       F sum[R];
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) sum[r] = V::set(0.0f);
       int d = 0;
-      for (; d + W <= head_size; d += W)
+      for (; d + W <= channels; d += W)
         score_channels<T, R, W>(queries + d, head, rows.keys + key, d, sum);
-      if (d < head_size) score_channels<T, R, 8>(queries + d, head, rows.keys + key, d, sum);
+      if (d < channels) score_channels<T, R, 8>(queries + d, head, rows.keys + key, d, sum);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) V::store(task.scratch + r * kKeyTile + key, sum[r]);
     }
     softmax(task, from, to);
     constexpr int N = V::kVectors;
+    const int size = task.head.value, width = padded_head(size);
     int d = 0;
-    for (; d + N * W <= head_size; d += N * W) mix_values<T, R, N>(task, rows.values, from, to, d);
-    for (; d < head_size; d += W) mix_values<T, R, 1>(task, rows.values, from, to, d);
-    for (; d < head; d += W)
-      for (int r = 0; r < R; ++r) V::store(task.part.output + r * head + d, V::set(0.0f));
-    fold_tile<V>(R, head, task.part, task.state);
+    for (; d + N * W <= size; d += N * W) mix_values<T, R, N>(task, rows.values, from, to, d);
+    for (; d < size; d += W) mix_values<T, R, 1>(task, rows.values, from, to, d);
+    for (; d < width; d += W)
+      for (int r = 0; r < R; ++r) V::store(task.part.output + r * width + d, V::set(0.0f));
+    fold_tile<V>(R, width, task.part, task.state);
   }
 
   // Adds channels [d, d + C) of W keys to their scores.
@@ -149,8 +150,8 @@ class FloatKernels {
   template <class T, int R, int N>
   static void mix_values(const AttendTile& task, const void* const* values, int from, int to,
                          int d) {
-    const int head = padded_head(task.head_size);
-    const int last = task.head_size - d - (N - 1) * W < W ? task.head_size - d - (N - 1) * W : W;
+    const int width = padded_head(task.head.value), left = task.head.value - d - (N - 1) * W;
+    const int last = left < W ? left : W;
     F sum[R][N];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
@@ -171,7 +172,7 @@ class FloatKernels {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-      for (int j = 0; j < N; ++j) V::store(task.part.output + r * head + d + j * W, sum[r][j]);
+      for (int j = 0; j < N; ++j) V::store(task.part.output + r * width + d + j * W, sum[r][j]);
   }
 
   // c[r][j] = sum over k of a[r * lda + k] * b[j * b_vector + k * b_step], in ascending k, for a

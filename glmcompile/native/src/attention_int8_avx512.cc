@@ -6,8 +6,8 @@
 // make up for it. The most probable key of a row in the tile gets 255, the others integers relative
 // to it, and the sum that divides them is that of the rounded ones.
 //
-// Packed keys: [key / 16][channel / 4][16 keys][4 channels]; packed values: [key / 4][padded_head]
-// [4 keys], groups of four keys in the order that narrowing leaves probabilities in (see
+// Packed keys: [key / 16][channel / 4][16 keys][4 channels]; packed values: [key / 4]
+// [padded channels][4 keys], groups of four keys in the order that narrowing leaves probabilities in (see
 // value_group); queries and probabilities: bytes, rows as far apart as their float counterparts.
 
 #include "attention_kernels.h"
@@ -85,10 +85,10 @@ class Int8Kernels {
     }
   }
 
-  static void pack_tile(const TileRows& rows, const TileRows& ahead, int head_size,
+  static void pack_tile(const TileRows& rows, const TileRows& ahead, HeadSizes head,
                         PackedTile packed) {
-    pack_keys(rows.keys, rows.padded, ahead, head_size, packed);
-    pack_values(rows.values, rows.padded, head_size, static_cast<char*>(packed.values));
+    pack_keys(rows.keys, rows.padded, ahead, head, packed);
+    pack_values(rows.values, rows.padded, head.value, static_cast<char*>(packed.values));
   }
 
   static void attend(const AttendTile& task) {
@@ -109,8 +109,8 @@ class Int8Kernels {
     }
   }
 
-  static void fold(int rows, int head, SoftmaxState tile, SoftmaxState state) {
-    fold_tile<V>(rows, head, tile, state);
+  static void fold(int rows, int width, SoftmaxState tile, SoftmaxState state) {
+    fold_tile<V>(rows, width, tile, state);
   }
 
   static void quantize(const float* rows, std::int64_t stride, std::int64_t count, int head_size,
@@ -172,18 +172,18 @@ class Int8Kernels {
     out[3] = _mm512_unpackhi_epi16(b, e);
   }
 
-  static void pack_keys(const void* const* rows, int count, const TileRows& ahead, int head_size,
+  static void pack_keys(const void* const* rows, int count, const TileRows& ahead, HeadSizes head,
                         PackedTile packed) {
-    const int head = padded_head(head_size);
+    const int width = padded_head(head.key);
     float* out = static_cast<float*>(packed.keys);
     const __m512i ones = _mm512_set1_epi8(1);
     for (int key = 0; key < count; key += W) {
-      if (key < ahead.padded) prefetch_rows(ahead, key, key + W, head_size);
+      if (key < ahead.padded) prefetch_rows(ahead, key, key + W, head, 1);
       __m512i sum = _mm512_setzero_si512();
-      for (int d = 0; d < head; d += 64) {
+      for (int d = 0; d < width; d += 64) {
         __m512 block[W];
-        load_keys(rows + key, d, head_size, block);
-        const int groups = head - d < 64 ? (head - d) / 4 : W;
+        load_keys(rows + key, d, head.key, block);
+        const int groups = width - d < 64 ? (width - d) / 4 : W;
         for (int i = 0; i < groups; ++i, out += W) {
           V::store(out, block[i]);
           sum = add_products(sum, ones, _mm512_castps_si512(block[i]));
@@ -225,7 +225,7 @@ class Int8Kernels {
     for (int key = keys.from; key < keys.to; key += W)
       score_few<R>(task, rows.keys + key, key, key < ahead.padded ? ahead.keys + key : rows.keys);
     weigh_and_fold(task, keys, [&](const float* old, const float* fresh) {
-      for (int d = 0; d < task.head_size; d += 64)
+      for (int d = 0; d < task.head.value; d += 64)
         mix_few<R>(task, rows.values, keys, d, ahead, old, fresh);
     });
   }
@@ -236,11 +236,11 @@ class Int8Kernels {
     __m512i sum[R], key_sum = _mm512_setzero_si512();
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) sum[r] = _mm512_setzero_si512();
-    const int head = padded_head(task.head_size);
+    const int head = padded_head(task.head.key);
     const std::int32_t* queries = static_cast<const std::int32_t*>(task.queries.rows);
     for (int d = 0; d < head; d += 64) {
       __m512 block[W];
-      load_keys(rows, d, task.head_size, block);
+      load_keys(rows, d, task.head.key, block);
       // Beyond the head keys are zero, and rows of queries are longer than their bytes.
 #pragma GCC unroll 16
       for (int i = 0; i < W; ++i) {
@@ -271,7 +271,7 @@ class Int8Kernels {
       for (int j = 0; j < 4; ++j) sum[r][j] = _mm512_setzero_si512();
     for (int key = keys.from; key < keys.to; key += 4) {
       __m512i right[4];
-      load_values(rows + key, d, task.head_size, right);
+      load_values(rows + key, d, task.head.value, right);
       if (key < ahead.padded) {
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) prefetch(ahead.values[key + i], d);
@@ -283,7 +283,7 @@ class Int8Kernels {
         for (int j = 0; j < 4; ++j) sum[r][j] = add_products(sum[r][j], left, right[j]);
       }
     }
-    const int left = (padded_head(task.head_size) - d) / W;
+    const int left = (padded_head(task.head.value) - d) / W;
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -294,7 +294,7 @@ class Int8Kernels {
   static inline __attribute__((always_inline)) void fold_products(const AttendTile& task, int row,
                                                                   int vector, __m512i sum,
                                                                   float old, float fresh) {
-    float* out = task.state.output + static_cast<long>(row) * padded_head(task.head_size) +
+    float* out = task.state.output + static_cast<long>(row) * padded_head(task.head.value) +
                  vector * W;
     V::store(out, fold_vector<V>(V::load(out), _mm512_cvtepi32_ps(sum), V::set(old),
                                  V::set(fresh)));
@@ -312,7 +312,7 @@ class Int8Kernels {
 
   // Scores of keys [first, last), in units of the queries' scales.
   static void score(const AttendTile& task, int first, int last) {
-    const int head = padded_head(task.head_size);
+    const int head = padded_head(task.head.key);
     const std::int32_t* start = task.tile.key_sum + first;
     float* scores = task.scratch + first;
     product(static_cast<const std::int32_t*>(task.queries.rows), head,
@@ -329,8 +329,7 @@ class Int8Kernels {
   static void softmax(const AttendTile& task, int from, int to, float* top, float* sum) {
     const float* unit = task.queries.scale;
     for (int r = 0; r < task.rows; ++r)
-      top[r] = mask_scores<V>(task.scratch + r * kKeyTile, from, to, task.begin[r], task.end[r],
-                              task.bias, task.softcap / unit[r]);
+      top[r] = mask_scores<V>(task.scratch + r * kKeyTile, from, to, RowMask(task, r, unit[r]));
     for (int r = 0; r < task.rows; ++r) {
       sum[r] = probabilities(task.scratch + r * kKeyTile, from, to, top[r], unit[r]);
       top[r] = top[r] * unit[r] - kLog2Of255;
@@ -363,14 +362,14 @@ class Int8Kernels {
   // Folds the products of probabilities and values of keys [from, to) into the output.
   static void mix(const AttendTile& task, int from, int to, const float* old,
                   const float* fresh) {
-    const int head = padded_head(task.head_size);
+    const int width = padded_head(task.head.value);
+    const std::int32_t* values = static_cast<const std::int32_t*>(task.tile.values);
     float* output = task.state.output;
     product(reinterpret_cast<const std::int32_t*>(task.scratch) + from / 4, kKeyTile,
-            static_cast<const std::int32_t*>(task.tile.values) + static_cast<long>(from) * head / 4,
-            W, head, task.rows, head / W, (to - from) / 4,
-            [](int) { return _mm512_setzero_si512(); },
+            values + static_cast<long>(from) * width / 4, W, width, task.rows, width / W,
+            (to - from) / 4, [](int) { return _mm512_setzero_si512(); },
             [=](int row, int vector, __m512i sum) {
-              float* out = output + static_cast<long>(row) * head + vector * W;
+              float* out = output + static_cast<long>(row) * width + vector * W;
               V::store(out, fold_vector<V>(V::load(out), _mm512_cvtepi32_ps(sum), V::set(old[row]),
                                            V::set(fresh[row])));
             });

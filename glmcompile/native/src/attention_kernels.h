@@ -15,11 +15,15 @@
 namespace glmcompile {
 
 inline constexpr int kKeyTile = 128;
-inline constexpr int kMaxHeadSize = 256;
+inline constexpr int kMaxHeadSize = 512;
 inline constexpr int kHeadPadding = 32;  // packed rows and partial outputs are padded to this
 inline constexpr int kKeyPadding = 32;   // pack_tile reads key rows in steps up to this
 inline constexpr int kFewRows = 4;       // rows for which packing a tile does not pay
 inline constexpr int kRowBlock = 48;     // query rows that share one score buffer
+
+constexpr bool valid_head_size(std::int64_t size) {
+  return size > 0 && size % 8 == 0 && size <= kMaxHeadSize;
+}
 
 constexpr int padded_head(int head_size) {
   return (head_size + kHeadPadding - 1) / kHeadPadding * kHeadPadding;
@@ -33,15 +37,20 @@ enum class Precision {
   kInt8,  // integers: int8 keys and values, with exact int32 sums
 };
 
+// Channels of a head: values may have another number than queries and keys.
+struct HeadSizes {
+  int key, value;  // multiples of 8
+};
+
 // A packed tile of keys and values, in the layout of the table that packed it.
 struct PackedTile {
-  void* keys;             // kKeyTile * padded_head * packed_size bytes
-  void* values;           // kKeyTile * padded_head * packed_size bytes
+  void* keys;             // kKeyTile * padded_head(key) * packed_size bytes
+  void* values;           // kKeyTile * padded_head(value) * packed_size bytes
   std::int32_t* key_sum;  // [kKeyTile]; integers only
 };
 
-// Where keys and values of one tile are: pointers to head_size elements, of zeros beyond the last
-// key and on unmapped pages.
+// Where keys and values of one tile are: pointers to a head's elements, of zeros beyond the last key
+// and on unmapped pages.
 struct TileRows {
   const void* keys[kKeyTile];
   const void* values[kKeyTile];
@@ -50,7 +59,7 @@ struct TileRows {
 };
 
 struct PackedQueries {
-  void* rows;    // rows * padded_head * 4 bytes
+  void* rows;    // rows * padded_head(key) * 4 bytes
   float* scale;  // [rows]; integers only
 };
 
@@ -58,18 +67,22 @@ struct PackedQueries {
 struct SoftmaxState {
   float* max;     // [rows], read in whole vectors
   float* sum;     // [rows]
-  float* output;  // [rows, padded_head]
+  float* output;  // [rows, padded_head(value)]
 };
 
 struct AttendTile {
   PackedQueries queries;  // at the first row
   int rows;  // at most kRowBlock
-  int head_size;
+  HeadSizes head;
   PackedTile tile;
   const int* begin;   // [rows] first and
   const int* end;     // [rows] past-the-last key of the tile each row attends; begin < end for one
   const float* bias;  // [kKeyTile] 0 or -inf (unmapped page), or null
   float softcap;      // in the base-2 domain; 0 = none
+  // [rows] ALiBi: after the cap, slope * (distance + key of the tile) is added, in the base-2 domain;
+  // distance is the position of the tile's first key minus the query's. Null slope = none.
+  const float* slope;
+  const float* distance;
   float* scratch;     // [kRowBlock, kKeyTile] float
   SoftmaxState part;  // of kRowBlock rows, for results that still have to be folded
   SoftmaxState state;
@@ -77,19 +90,20 @@ struct AttendTile {
 
 struct AttentionKernels {
   int packed_size;         // bytes of a packed key's or value's channel
-  int unpacked_head_size;  // largest head for which attend_unpacked pays; 0 = there is none
+  int unpacked_head_size;  // largest head that attend_unpacked pays for; 0 = there is none
   // rows: `count` pointers to head_size floats, written padded_head apart;
   // channel_scale: [head_size] multipliers.
   void (*pack_queries)(const float* const* rows, int count, int head_size,
                        const float* channel_scale, PackedQueries packed);
   // Prefetches the rows `ahead`, which are needed next.
-  void (*pack_tile)(const TileRows& rows, const TileRows& ahead, int head_size, PackedTile packed);
+  void (*pack_tile)(const TileRows& rows, const TileRows& ahead, HeadSizes head,
+                    PackedTile packed);
   // Folds a packed tile into the state of its rows.
   void (*attend)(const AttendTile& task);
   // The same result straight from pack_tile's arguments, for decode: at most kFewRows rows.
   void (*attend_unpacked)(const AttendTile& task, const TileRows& rows, const TileRows& ahead);
-  // Folds tiles that were attended apart, each from a state of its own.
-  void (*fold)(int rows, int padded_head, SoftmaxState tile, SoftmaxState state);
+  // Folds tiles that were attended apart, each from a state of its own; outputs are `width` wide.
+  void (*fold)(int rows, int width, SoftmaxState tile, SoftmaxState state);
   // Rounds float keys or values of one head of a segment, `count` rows `stride` apart in both
   // arrays, to int8 with one scale per channel; centered, after moving each channel's range
   // around 0, which is right for keys: it adds the same to all scores of a query. The other

@@ -4,8 +4,6 @@
 // set, and the linker must not exchange one for another.
 #pragma once
 
-#include <cstddef>
-
 #include "attention_kernels.h"
 
 namespace glmcompile {
@@ -42,12 +40,14 @@ inline typename V::F soft_cap(typename V::F x, float cap) {
 
 // Asks for keys and values [first, last). They lie a whole token apart, which hardware prefetchers
 // do not follow.
-inline void prefetch_rows(const TileRows& rows, int first, int last, std::size_t row_bytes) {
-  for (int i = first; i < last; ++i)
-    for (std::size_t line = 0; line < row_bytes; line += 64) {
+inline void prefetch_rows(const TileRows& rows, int first, int last, HeadSizes head,
+                          int element_size) {
+  for (int i = first; i < last; ++i) {
+    for (int line = 0; line < head.key * element_size; line += 64)
       __builtin_prefetch(static_cast<const char*>(rows.keys[i]) + line, 0, 2);
+    for (int line = 0; line < head.value * element_size; line += 64)
       __builtin_prefetch(static_cast<const char*>(rows.values[i]) + line, 0, 2);
-    }
+  }
 }
 
 struct KeyRange {
@@ -67,20 +67,49 @@ inline KeyRange key_range(const AttendTile& task) {
   return {from / W * W, (to + W - 1) / W * W};
 }
 
-// Applies cap and bias to one row of scores of keys [from, to), multiples of the vector width, sets
-// those outside [begin, end) to -inf, and returns the largest.
+// What happens to one row of scores before softmax, see AttendTile.
+struct RowMask {
+  // unit: of the row's scores, in the base-2 domain.
+  RowMask(const AttendTile& task, int row, float unit)
+      : begin(task.begin[row]),
+        end(task.end[row]),
+        bias(task.bias),
+        cap(task.softcap / unit),
+        slope(task.slope != nullptr ? task.slope[row] / unit : 0.0f),
+        distance(task.slope != nullptr ? task.distance[row] : 0.0f) {}
+  int begin, end;
+  const float* bias;
+  float cap, slope, distance;
+};
+
+struct KeyNumbers {
+  constexpr KeyNumbers() : of() {
+    for (int key = 0; key < kKeyTile; ++key) of[key] = static_cast<float>(key);
+  }
+  float of[kKeyTile];
+};
+constexpr KeyNumbers kKeyNumbers;
+
+// Applies cap, slope and bias to one row of scores of keys [from, to), multiples of the vector
+// width, sets those outside [begin, end) to -inf, and returns the largest.
 template <class V>
-inline float mask_scores(float* scores, int from, int to, int begin, int end, const float* bias,
-                         float cap) {
+inline float mask_scores(float* scores, int from, int to, const RowMask& mask) {
   constexpr int kWidth = V::kWidth;
+  const int begin = mask.begin, end = mask.end;
+  const float *bias = mask.bias, cap = mask.cap, slope = mask.slope;
   typename V::F top = V::set(kMinusInfinity);
-  if (cap == 0 && bias == nullptr && from >= begin && to <= end) {
+  if (cap == 0 && slope == 0 && bias == nullptr && from >= begin && to <= end) {
     for (int key = from; key < to; key += kWidth) top = V::max(top, V::load(scores + key));
     return V::reduce_max(top);
   }
   for (int key = from; key < to; key += kWidth) {
     typename V::F s = V::load(scores + key);
     if (cap > 0) s = soft_cap<V>(s, cap);
+    if (slope != 0) {
+      // Whole numbers, exact: the same distance whatever tile or vector the key is in.
+      const typename V::F d = V::add(V::load(kKeyNumbers.of + key), V::set(mask.distance));
+      s = V::fma(V::set(slope), d, s);
+    }
     if (bias != nullptr) s = V::add(s, V::load(bias + key));
     if (key < begin || key + kWidth > end) {
       const int low = begin - key, high = end - key;
@@ -94,14 +123,14 @@ inline float mask_scores(float* scores, int from, int to, int begin, int end, co
   return V::reduce_max(top);
 }
 
-// Turns one row of scores into probabilities relative to its maximum over keys [begin, end), all
+// Turns one row of scores into probabilities relative to its maximum over the mask's keys, all
 // within [from, to), multiples of the vector width; the other keys of [from, to) get 0.
 // write(key, p) stores a vector of probabilities and returns what the row's sum shall count.
 template <class V, class Write>
-inline void softmax_row(float* scores, int from, int to, int begin, int end, const float* bias,
-                        float cap, float* max, float* sum, const Write& write) {
+inline void softmax_row(float* scores, int from, int to, const RowMask& mask, float* max,
+                        float* sum, const Write& write) {
   constexpr int kWidth = V::kWidth;
-  const float row_max = mask_scores<V>(scores, from, to, begin, end, bias, cap);
+  const float row_max = mask_scores<V>(scores, from, to, mask);
   typename V::F total = V::set(0.0f);
   if (row_max == kMinusInfinity) {
     for (int key = from; key < to; key += kWidth) write(key, total);
@@ -144,7 +173,7 @@ inline typename V::F fold_vector(typename V::F state, typename V::F tile, typena
 }
 
 template <class V>
-void fold_tile(int rows, int head, SoftmaxState tile, SoftmaxState state) {
+void fold_tile(int rows, int width, SoftmaxState tile, SoftmaxState state) {
   constexpr int kRows = 32;  // whose factors are computed together: one row's would be waited for
   for (int first = 0; first < rows; first += kRows) {
     const int count = rows - first < kRows ? rows - first : kRows;
@@ -154,10 +183,10 @@ void fold_tile(int rows, int head, SoftmaxState tile, SoftmaxState state) {
               {state.max + first, state.sum + first, nullptr});
     for (int i = 0; i < count; ++i) {
       if (tile.max[first + i] == kMinusInfinity) continue;
-      float* out = state.output + static_cast<long>(first + i) * head;
-      const float* in = tile.output + static_cast<long>(first + i) * head;
+      float* out = state.output + static_cast<long>(first + i) * width;
+      const float* in = tile.output + static_cast<long>(first + i) * width;
       const typename V::F a = V::set(old[i]), b = V::set(fresh[i]);
-      for (int d = 0; d < head; d += V::kWidth)
+      for (int d = 0; d < width; d += V::kWidth)
         V::store(out + d, fold_vector<V>(V::load(out + d), V::load(in + d), a, b));
     }
   }

@@ -9,7 +9,11 @@
 #include "embedding_w8.h"
 #include "linear_problem.h"
 #include "linear_w8a8.h"
+#include "moe.h"
 #include "ort_abi.h"
+#include "packed_causal_conv.h"
+#include "packed_gated_delta_rule.h"
+#include "packed_mamba2.h"
 #include "packed_rotary.h"
 #include "paged_attention.h"
 #include "varlen_attention.h"
@@ -36,8 +40,13 @@ const Registration* operators(size_t* count) {
       registration<EmbeddingBag>(),
       registration<EmbeddingW8>(),
       registration<LinearW8A8>(),
+      registration<MoE>(),
+      registration<PackedCausalConv>(),
+      registration<PackedGatedDeltaRule>(),
+      registration<PackedMamba2>(),
       registration<PackedRotary>(),
       registration<VarlenAttention>(),
+      registration<ExtendedPagedAttention>(),
       registration<PagedAttention>(),
   };
   *count = std::size(list);

@@ -4,6 +4,7 @@
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC's own intrinsics start from a register left undefined on purpose.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #include <immintrin.h>
 

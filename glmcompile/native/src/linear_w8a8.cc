@@ -5,25 +5,14 @@
 #include <cstdlib>
 #include <new>
 
+#include "linear_tasks.h"
+
 namespace glmcompile {
 namespace {
 
 // Rows quantized at a time: bounds the scratch memory of long prefills and keeps it in cache.
 constexpr std::int64_t kScratchBytes = 4 << 20;
 constexpr std::int64_t kMinChunkRows = 256;
-// Below this many rows the weights' bandwidth decides: tasks split N only.
-constexpr std::int64_t kStreamingRows = 16;
-constexpr std::int64_t kStreamingTaskBytes = 64 << 10;
-// Activations of one task, to stay in the L2 cache while its weights pass by.
-constexpr std::int64_t kTaskRowBytes = 1 << 20;
-// Rows of one task, where its weights come from memory and where they stay in the L2 cache. Every
-// task reads its weights again; but with fewer rows it is wider, and its outputs lie side by side.
-constexpr std::int64_t kTaskRows = 128;
-constexpr std::int64_t kTaskRowsCached = 256;
-constexpr std::int64_t kCachedWeightBytes = 2 << 20;
-// Multiply-accumulates of one task: some microseconds, long against the cost of taking a task and
-// short enough that no thread waits for long at the end.
-constexpr std::int64_t kTaskWork = 2 << 20;
 // Elements quantized by one task; fewer are not worth waking a thread for.
 constexpr std::int64_t kQuantizeTaskElements = 8 << 10;
 
@@ -70,32 +59,9 @@ void check_vector(const Tensor& tensor, std::int64_t size) {
         "], got ", tensor.shape_text());
 }
 
-// Runs the kernel over all rows and channels of `problem`, in tasks of even size.
-void multiply(const KernelContext& context, const LinearKernel& kernel,
-              const LinearProblem& problem, std::int64_t rows) {
-  const std::int64_t blocks = ceil_div(problem.out_features, kBlockN);
-  std::int64_t row_tasks = 1, task_rows = rows, task_blocks;
-  if (rows < kStreamingRows) {
-    task_blocks = kStreamingTaskBytes / problem.block_bytes();
-  } else {
-    const std::int64_t target = blocks * problem.block_bytes() <= kCachedWeightBytes
-                                    ? std::max(kTaskRowsCached, 4 * kernel.tile_rows)
-                                    : kTaskRows;
-    const std::int64_t most =
-        std::clamp<std::int64_t>(kTaskRowBytes / problem.row_stride, kMaxTileRows, target);
-    row_tasks = ceil_div(rows, most);
-    task_rows = ceil_div(ceil_div(rows, row_tasks), kernel.tile_rows) * kernel.tile_rows;
-    row_tasks = ceil_div(rows, task_rows);
-    task_blocks = kTaskWork / (problem.block_bytes() * std::min(task_rows, rows));
-  }
-  // Even, so that a swiglu pair and a register tile stay together.
-  task_blocks = std::max<std::int64_t>(task_blocks / 2 * 2, 2);
-  const std::int64_t column_tasks = ceil_div(blocks, task_blocks);
-  context.parallel_for(static_cast<std::size_t>(row_tasks * column_tasks), [&](std::size_t task) {
-    const std::int64_t row = static_cast<std::int64_t>(task) / column_tasks * task_rows;
-    const std::int64_t block = static_cast<std::int64_t>(task) % column_tasks * task_blocks;
-    kernel.gemm(problem, row, std::min(row + task_rows, rows), block,
-                std::min(block + task_blocks, blocks));
+void multiply(const KernelContext& context, const LinearTasks& tasks) {
+  context.parallel_for(static_cast<std::size_t>(tasks.count()), [&](std::size_t task) {
+    tasks.run(static_cast<std::int64_t>(task));
   });
 }
 
@@ -227,7 +193,7 @@ void LinearW8A8::compute(KernelContext& context) const {
     });
     problem.output = output + begin * width;
     problem.residual = residual ? residual.data<float>() + begin * width : nullptr;
-    multiply(context, kernel_, problem, count);
+    multiply(context, LinearTasks(kernel_, problem, count));
   }
 }
 

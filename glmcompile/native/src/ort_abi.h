@@ -14,9 +14,11 @@
 // of `run`. Throw Error for a caller's mistake (INVALID_ARGUMENT).
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <iterator>
 #include <memory>
 #include <sstream>
 #include <stdexcept>
@@ -127,6 +129,15 @@ struct Port {
   Type type;
   bool optional = false;
 };
+
+// The ports of an operator that has more than another one, whose ports come first.
+template <size_t A, size_t B>
+constexpr std::array<Port, A + B> joined(const Port (&first)[A], const Port (&more)[B]) {
+  std::array<Port, A + B> all{};
+  for (size_t i = 0; i < A; ++i) all[i] = first[i];
+  for (size_t i = 0; i < B; ++i) all[A + i] = more[i];
+  return all;
+}
 
 struct Alias {
   int input;
@@ -425,7 +436,7 @@ const OrtCustomOp* custom_op() {
     };
     op.KernelComputeV2 = [](void* kernel, OrtKernelContext* raw) {
       return detail::guarded(Op::kName, [&] {
-        KernelContext context(raw, Op::kInputs, Op::kOutputs);
+        KernelContext context(raw, std::data(Op::kInputs), std::data(Op::kOutputs));
         static_cast<const Op*>(kernel)->compute(context);
       });
     };

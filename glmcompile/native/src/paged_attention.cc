@@ -8,14 +8,17 @@
 namespace glmcompile {
 
 struct PagedAttention::Call {
-  int64_t tokens = 0, head_size = 0, num_blocks = 0, block_size = 0;
+  int64_t tokens = 0, num_blocks = 0, block_size = 0;
+  HeadSizes head{};
   const float *query = nullptr, *key = nullptr, *value = nullptr;
-  int64_t query_stride = 0, kv_stride = 0;
+  int64_t query_stride = 0, key_stride = 0, value_stride = 0;
   Tensor key_cache, value_cache;
   Element element = Element::kFloat;
   const float *key_scale = nullptr, *value_scale = nullptr;
   std::vector<Segment> segments;
   std::vector<int64_t> position, slot;  // [tokens]
+  const int32_t* attend_span = nullptr;
+  const float* alibi_slopes = nullptr;
   HeadTransform transform;
   const float *query_norm = nullptr, *key_norm = nullptr, *head_sink = nullptr;
 };
@@ -68,45 +71,19 @@ PagedAttention::PagedAttention(const KernelInfo& info)
   }
 }
 
-PagedAttention::Call PagedAttention::read(const KernelContext& context) const {
+PagedAttention::Call PagedAttention::read(const KernelContext& context,
+                                          const Extensions& extensions) const {
   Call call;
-  read_activations(context, &call);
   read_caches(context, &call);
+  read_activations(context, &call);
   read_sequences(context, &call);
   read_rotary_and_norm(context, &call);
+  if (extensions.attend_span) read_span(extensions.attend_span, &call);
+  if (extensions.alibi_slopes) read_slopes(extensions.alibi_slopes, &call);
   return call;
 }
 
-void PagedAttention::read_activations(const KernelContext& context, Call* call) const {
-  const Tensor query = context.input(kQuery), key = context.input(kKey),
-               value = context.input(kValue);
-  check(query.rank() == 2, "query: expected rank 2, got ", query.shape_text());
-  check(static_cast<bool>(key) == static_cast<bool>(value),
-        "key and value must be given together, or both left out for packed QKV");
-  const int64_t heads = key ? num_heads_ : num_heads_ + 2 * kv_num_heads_;
-  check(query.dim(1) % heads == 0, "query: expected [tokens, ", heads, " * head_size]",
-        key ? "" : " (packed QKV)", ", got ", query.shape_text());
-  call->tokens = query.dim(0);
-  call->head_size = query.dim(1) / heads;
-  check(call->head_size > 0 && call->head_size % 8 == 0 && call->head_size <= kMaxHeadSize,
-        "query: head_size ", call->head_size, " is not a multiple of 8 up to ", kMaxHeadSize);
-  const int64_t kv_width = kv_num_heads_ * call->head_size;
-  call->query = query.data<float>();
-  call->query_stride = query.dim(1);
-  if (key) {
-    for (const Tensor* t : {&key, &value})
-      check(t->rank() == 2 && t->dim(0) == call->tokens && t->dim(1) == kv_width, t->name(),
-            ": expected [", call->tokens, ", ", kv_width, "], got ", t->shape_text());
-    call->key = key.data<float>();
-    call->value = value.data<float>();
-    call->kv_stride = kv_width;
-  } else {
-    call->key = call->query + num_heads_ * call->head_size;
-    call->value = call->key + kv_width;
-    call->kv_stride = query.dim(1);
-  }
-}
-
+// The caches tell the sizes of heads, which packed QKV alone would leave open.
 void PagedAttention::read_caches(const KernelContext& context, Call* call) const {
   const Tensor keys = call->key_cache = context.input(kKeyCache);
   const Tensor values = call->value_cache = context.input(kValueCache);
@@ -115,26 +92,61 @@ void PagedAttention::read_caches(const KernelContext& context, Call* call) const
   for (const Tensor* cache : {&keys, &values}) {
     check(cache->type() == Type::kFloat || cache->type() == Type::kInt8, cache->name(),
           ": the CPU kernel supports float32 and int8 caches, got ", type_name(cache->type()));
-    check(cache->rank() == 4 && cache->dim(1) > 0 && cache->dim(2) == kv_num_heads_ &&
-              cache->dim(3) == call->head_size,
-          cache->name(), ": expected [num_blocks, block_size, ", kv_num_heads_, ", ",
-          call->head_size, "], got ", cache->shape_text());
+    check(cache->rank() == 4 && cache->dim(1) > 0 && cache->dim(2) == kv_num_heads_, cache->name(),
+          ": expected [num_blocks, block_size, ", kv_num_heads_, ", head_size], got ",
+          cache->shape_text());
+    check(valid_head_size(cache->dim(3)), cache->name(), ": head_size ", cache->dim(3),
+          " is not a multiple of 8 up to ", kMaxHeadSize);
   }
   check(values.type() == keys.type(), "value_cache: expected ", type_name(keys.type()),
         " like key_cache, got ", type_name(values.type()));
   check(values.dim(0) == keys.dim(0) && values.dim(1) == keys.dim(1),
-        "value_cache: expected the shape of key_cache ", keys.shape_text(), ", got ",
+        "value_cache: expected the blocks of key_cache ", keys.shape_text(), ", got ",
         values.shape_text());
   call->num_blocks = keys.dim(0);
   call->block_size = keys.dim(1);
+  call->head = {static_cast<int>(keys.dim(3)), static_cast<int>(values.dim(3))};
   call->element = keys.type() == Type::kFloat ? Element::kFloat : Element::kInt8;
-  call->key_scale = read_scale(context.input(kKeyScale), keys, k_quant_, call->head_size);
-  call->value_scale = read_scale(context.input(kValueScale), values, v_quant_, call->head_size);
+  call->key_scale = read_scale(context.input(kKeyScale), keys, k_quant_);
+  call->value_scale = read_scale(context.input(kValueScale), values, v_quant_);
+}
+
+void PagedAttention::read_activations(const KernelContext& context, Call* call) const {
+  const Tensor query = context.input(kQuery), key = context.input(kKey),
+               value = context.input(kValue);
+  check(query.rank() == 2, "query: expected rank 2, got ", query.shape_text());
+  check(static_cast<bool>(key) == static_cast<bool>(value),
+        "key and value must be given together, or both left out for packed QKV");
+  call->tokens = query.dim(0);
+  const int64_t query_width = num_heads_ * call->head.key;
+  const int64_t key_width = kv_num_heads_ * call->head.key;
+  const int64_t value_width = kv_num_heads_ * call->head.value;
+  const auto read = [&](const Tensor& t, int64_t width, const char* note) {
+    check(t.rank() == 2 && t.dim(0) == call->tokens && t.dim(1) == width, t.name(), ": expected [",
+          call->tokens, ", ", width, "]", note, " for the heads of the caches, got ",
+          t.shape_text());
+    return t.data<float>();
+  };
+  if (key) {
+    call->query = read(query, query_width, "");
+    call->key = read(key, key_width, "");
+    call->value = read(value, value_width, "");
+    call->query_stride = query_width;
+    call->key_stride = key_width;
+    call->value_stride = value_width;
+  } else {
+    const int64_t width = query_width + key_width + value_width;
+    call->query = read(query, width, " (packed QKV)");
+    call->key = call->query + query_width;
+    call->value = call->key + key_width;
+    call->query_stride = call->key_stride = call->value_stride = width;
+  }
 }
 
 const float* PagedAttention::read_scale(const Tensor& scale, const Tensor& cache,
-                                        Quantization granularity, int64_t head_size) const {
+                                        Quantization granularity) const {
   const char side = cache.name()[0];
+  const int64_t head_size = cache.dim(3);
   if (cache.type() == Type::kFloat) {
     check(granularity == Quantization::kNone, "attribute ", side,
           "_quant_type: must be NONE for the float32 ", cache.name());
@@ -218,8 +230,8 @@ void PagedAttention::read_rotary_and_norm(const KernelContext& context, Call* ca
   check(static_cast<bool>(query_norm) == static_cast<bool>(key_norm),
         "q_norm_weight and k_norm_weight must be given together");
   for (const Tensor* norm : {&query_norm, &key_norm})
-    check(!*norm || (norm->rank() == 1 && norm->dim(0) == call->head_size), norm->name(),
-          ": expected [", call->head_size, "], got ", norm->shape_text());
+    check(!*norm || (norm->rank() == 1 && norm->dim(0) == call->head.key), norm->name(),
+          ": expected [", call->head.key, "], got ", norm->shape_text());
   if (query_norm) {
     call->query_norm = query_norm.data<float>();
     call->key_norm = key_norm.data<float>();
@@ -233,8 +245,8 @@ void PagedAttention::read_rotary_and_norm(const KernelContext& context, Call* ca
   if (!do_rotary_) return;
   const Tensor cos = context.input(kCosCache), sin = context.input(kSinCache);
   check(cos && sin, "cos_cache and sin_cache: required when do_rotary is 1");
-  check(cos.rank() == 2 && rotary_offset_ + 2 * cos.dim(1) <= call->head_size,
-        "cos_cache: expected [positions, up to ", (call->head_size - rotary_offset_) / 2,
+  check(cos.rank() == 2 && rotary_offset_ + 2 * cos.dim(1) <= call->head.key,
+        "cos_cache: expected [positions, up to ", (call->head.key - rotary_offset_) / 2,
         "], got ", cos.shape_text());
   check(sin.rank() == 2 && sin.dim(0) == cos.dim(0) && sin.dim(1) == cos.dim(1),
         "sin_cache: expected the shape of cos_cache ", cos.shape_text(), ", got ",
@@ -249,10 +261,31 @@ void PagedAttention::read_rotary_and_norm(const KernelContext& context, Call* ca
   call->transform.interleaved = rotary_interleaved_;
 }
 
-void PagedAttention::compute(KernelContext& context) const {
-  Call call = read(context);
-  const int64_t width = num_heads_ * call.head_size;
-  const int64_t output_shape[] = {call.tokens, width};
+void PagedAttention::read_span(const Tensor& attend_span, Call* call) {
+  check(attend_span.rank() == 2 && attend_span.dim(0) == call->tokens && attend_span.dim(1) == 2,
+        "attend_span: expected [", call->tokens, ", 2], got ", attend_span.shape_text());
+  call->attend_span = attend_span.data<int32_t>();
+  for (int64_t t = 0; t < call->tokens; ++t) {
+    const int32_t first = call->attend_span[2 * t], end = call->attend_span[2 * t + 1];
+    check(first >= 0 && first <= call->position[t] && end >= first, "attend_span: entry ", t,
+          " is (", first, ", ", end, "), expected a first from 0 to the token's position ",
+          call->position[t], " and an end not below it");
+  }
+}
+
+void PagedAttention::read_slopes(const Tensor& alibi_slopes, Call* call) const {
+  check(alibi_slopes.rank() == 1 && alibi_slopes.dim(0) == num_heads_, "alibi_slopes: expected [",
+        num_heads_, "], got ", alibi_slopes.shape_text());
+  call->alibi_slopes = alibi_slopes.data<float>();
+  for (int64_t h = 0; h < num_heads_; ++h)
+    check(std::isfinite(call->alibi_slopes[h]), "alibi_slopes: entry ", h, " is ",
+          call->alibi_slopes[h], ", expected a finite number");
+}
+
+void PagedAttention::run(KernelContext& context, const Extensions& extensions) const {
+  Call call = read(context, extensions);
+  const int64_t query_width = num_heads_ * call.head.key;
+  const int64_t output_shape[] = {call.tokens, num_heads_ * call.head.value};
   const Tensor output = context.output(0, output_shape, 2);
   const Tensor cache_outputs[] = {context.output(1, call.key_cache.shape(), 4),
                                   context.output(2, call.value_cache.shape(), 4)};
@@ -261,12 +294,13 @@ void PagedAttention::compute(KernelContext& context) const {
   update.tokens = call.tokens;
   update.num_heads = num_heads_;
   update.kv_num_heads = kv_num_heads_;
-  update.head_size = call.head_size;
+  update.head = call.head;
   update.query = call.query;
   update.key = call.key;
   update.value = call.value;
   update.query_stride = call.query_stride;
-  update.key_stride = update.value_stride = call.kv_stride;
+  update.key_stride = call.key_stride;
+  update.value_stride = call.value_stride;
   update.position = call.position.data();
   update.slot = call.slot.data();
   update.transform = call.transform;
@@ -275,7 +309,7 @@ void PagedAttention::compute(KernelContext& context) const {
   static thread_local ScratchBuffer query_buffer;
   if (call.query_norm != nullptr || call.transform.cos != nullptr)
     update.transformed_query = reinterpret_cast<float*>(
-        query_buffer.reserve(static_cast<size_t>(call.tokens) * width * sizeof(float)));
+        query_buffer.reserve(static_cast<size_t>(call.tokens) * query_width * sizeof(float)));
   update.element = call.element;
   update.key_cache = call.key_cache.raw();
   update.value_cache = call.value_cache.raw();
@@ -289,20 +323,21 @@ void PagedAttention::compute(KernelContext& context) const {
   problem.segments = std::move(call.segments);
   problem.num_heads = static_cast<int>(num_heads_);
   problem.kv_num_heads = static_cast<int>(kv_num_heads_);
-  problem.head_size = static_cast<int>(call.head_size);
-  problem.scale = scale_ != 0 ? scale_ : 1.0f / std::sqrt(static_cast<float>(call.head_size));
+  problem.head = call.head;
+  problem.scale = scale_ != 0 ? scale_ : 1.0f / std::sqrt(static_cast<float>(call.head.key));
   problem.softcap = softcap_;
   problem.window = local_window_size_;
   problem.causal = is_causal_;
+  problem.attend_span = call.attend_span;
+  problem.alibi_slopes = call.alibi_slopes;
   problem.head_sink = call.head_sink;
   const bool transformed = update.transformed_query != nullptr;
   problem.query = transformed ? update.transformed_query : call.query;
-  problem.query_stride = transformed ? width : call.query_stride;
+  problem.query_stride = transformed ? query_width : call.query_stride;
   problem.output = output.data<float>();
   problem.element = call.element;
   problem.keys = call.key_cache.raw();
   problem.values = call.value_cache.raw();
-  problem.token_stride = kv_num_heads_ * call.head_size;
   problem.block_size = call.block_size;
   problem.key_scale = call.key_scale;
   problem.value_scale = call.value_scale;

@@ -44,7 +44,7 @@ void store(const float* in, const float* inverse_scale, int64_t head_size, void*
 
 void update_token(const CacheUpdate& u, const float* inverse_key_scale,
                   const float* inverse_value_scale, int64_t t) {
-  const int64_t size = u.head_size;
+  const int64_t size = u.head.key, value_size = u.head.value;
   if (u.transformed_query != nullptr)
     for (int64_t h = 0; h < u.num_heads; ++h)
       u.transform.apply(u.query + t * u.query_stride + h * size,
@@ -52,13 +52,13 @@ void update_token(const CacheUpdate& u, const float* inverse_key_scale,
                         u.position[t]);
   if (u.slot[t] < 0) return;
   for (int64_t h = 0; h < u.kv_num_heads; ++h) {
-    const int64_t index = (u.slot[t] * u.kv_num_heads + h) * size;
+    const int64_t head = u.slot[t] * u.kv_num_heads + h;
     float key[kMaxHeadSize];
     u.transform.apply(u.key + t * u.key_stride + h * size, key, size, u.key_norm, u.position[t]);
-    const auto of_head = [&](const float* inverse) { return inverse ? inverse + h * size : inverse; };
-    store(key, of_head(inverse_key_scale), size, u.key_cache, index);
-    store(u.value + t * u.value_stride + h * size, of_head(inverse_value_scale), size,
-          u.value_cache, index);
+    const auto from = [](const float* inverse, int64_t at) { return inverse ? inverse + at : inverse; };
+    store(key, from(inverse_key_scale, h * size), size, u.key_cache, head * size);
+    store(u.value + t * u.value_stride + h * value_size, from(inverse_value_scale, h * value_size),
+          value_size, u.value_cache, head * value_size);
   }
 }
 
@@ -91,9 +91,10 @@ void HeadTransform::apply(const float* in, float* out, int64_t head_size, const 
 void update_cache(const KernelContext& context, const CacheUpdate& update) {
   std::vector<float> key_inverse, value_inverse;
   if (update.element == Element::kInt8) {
-    const int64_t channels = update.kv_num_heads * update.head_size;
-    key_inverse = inverse_scales(update.key_scale, update.key_scale_per_channel, channels);
-    value_inverse = inverse_scales(update.value_scale, update.value_scale_per_channel, channels);
+    key_inverse = inverse_scales(update.key_scale, update.key_scale_per_channel,
+                                 update.kv_num_heads * update.head.key);
+    value_inverse = inverse_scales(update.value_scale, update.value_scale_per_channel,
+                                   update.kv_num_heads * update.head.value);
   }
   const float* key = key_inverse.empty() ? nullptr : key_inverse.data();
   const float* value = value_inverse.empty() ? nullptr : value_inverse.data();

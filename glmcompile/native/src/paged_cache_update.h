@@ -25,7 +25,8 @@ struct HeadTransform {
 };
 
 struct CacheUpdate {
-  int64_t tokens, num_heads, kv_num_heads, head_size;
+  int64_t tokens, num_heads, kv_num_heads;
+  HeadSizes head;
   const float* query;  // token t at query + t * query_stride
   const float* key;
   const float* value;
@@ -33,12 +34,12 @@ struct CacheUpdate {
   const int64_t* position;  // [tokens] in its sequence, for the rotation
   const int64_t* slot;      // [tokens] token slot of the cache, or -1: not stored
   HeadTransform transform;
-  const float* query_norm;  // [head_size] or null
+  const float* query_norm;  // [head.key] or null
   const float* key_norm;
-  float* transformed_query;  // [tokens, num_heads * head_size], or null where nothing changes it
+  float* transformed_query;  // [tokens, num_heads * head.key], or null where nothing changes it
   Element element;
-  void* key_cache;  // [slots, kv_num_heads, head_size]
-  void* value_cache;
+  void* key_cache;    // [slots, kv_num_heads, head.key]
+  void* value_cache;  // [slots, kv_num_heads, head.value]
   const float* key_scale;
   const float* value_scale;
   bool key_scale_per_channel, value_scale_per_channel;
