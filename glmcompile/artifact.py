@@ -93,7 +93,7 @@ def open_artifact(path: str | Path, verify: bool = True) -> Artifact:
     if not manifest_path.is_file():
         hint = (
             f"it is a checkpoint; compile it first: `glmcompile compile {path} -o ENGINE`."
-            if (path / "config.json").is_file()
+            if is_checkpoint(path)
             else "expected a directory written by `glmcompile compile`."
         )
         raise ArtifactError(f"{path}: not an engine, {MANIFEST} is missing; {hint}")
@@ -150,8 +150,10 @@ def check_free(output: Path, overwrite: bool = False) -> None:
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """Whether a directory is what an engine is compiled from, and not an engine."""
-    return (Path(path) / "config.json").is_file() and not (Path(path) / MANIFEST).exists()
+    """Whether a directory or file is what an engine is compiled from, and not an engine."""
+    path = Path(path)
+    described = path.suffix == ".gguf" or (path / "config.json").is_file()
+    return (described or any(path.glob("*.gguf"))) and not (path / MANIFEST).exists()
 
 
 def store_path(output: Path) -> Path:

@@ -31,17 +31,24 @@ from glmcompile.cli.progress import TerminalProgress
     type=click.Choice(["int8", "fp32"]),
     help="Type of the KV cache; default: int8 for an int8 engine, fp32 for an fp32 one.",
 )
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    help="Directory of a LoRA adapter, as PEFT writes it, that is merged into the weights.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the engine that stands at the output.")
 def command(checkpoint: Path, output: Path, calibration: Path | None, **options: Any) -> None:
-    """Compile a Hugging Face CHECKPOINT directory to an engine.
+    """Compile CHECKPOINT, a Hugging Face directory or a GGUF file, to an engine.
 
     The directory holds config.json, safetensors weights, tokenizer, processor and chat template.
+    Weights that were quantized before (GPTQ, AWQ, compressed-tensors, FP8) are dequantized first.
     Nothing is downloaded. The engine appears at the output only when it is complete; a compile that
     was interrupted goes on where it was when the same command is run again.
 
     \b
     glmcompile compile AutoGLM-Phone-9B -o phone.engine
     glmcompile compile AutoGLM-Phone-9B -o phone.fp32 --precision fp32
+    glmcompile compile SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2.engine
     """
     try:
         with TerminalProgress(time_left=True) as progress:

@@ -91,6 +91,10 @@ class TerminalProgress:
         self._expected = dict(seconds)
         self._all = self._bars.add_task("All stages", total=sum(seconds.values()))
 
+    def note(self, sentence: str) -> None:
+        """See glmcompile.progress.Progress."""
+        self._bars.console.print(f"note: {sentence}", markup=False, highlight=False, soft_wrap=True)
+
     def _pass(self, part: float) -> None:
         """part: of the stage that runs, in the seconds expected of it."""
         if self._all is None:

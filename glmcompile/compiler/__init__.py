@@ -49,15 +49,19 @@ def compile_checkpoint(
     calibration: str | Path | None = None,
     target: str = "cpu",
     kv_dtype: str | None = None,
+    adapter: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Compile a local Hugging Face checkpoint to an engine directory and return its path.
+    """Compile a local checkpoint to an engine directory and return its path.
+
+    checkpoint: directory as Hugging Face publishes it, or a GGUF file (see glmcompile.checkpoint).
 
     precision: "int8" (W8A8 as the recipe says) or "fp32".
     recipe: name of a bundled recipe or path of a TOML file; int8 only.
     calibration: folder of samples (see calibrate.samples); None takes the bundled ones.
     kv_dtype: "int8" or "fp32"; None follows the recipe, and is fp32 for an fp32 engine.
+    adapter: directory of a LoRA adapter, as PEFT writes it, that is merged.
     overwrite: replace an engine that stands at `output`.
     An interrupted compile is kept beside `output` (see compiler.store), and the same call again
     goes on with it. Raises GlmcompileError of the kind that says what is wrong; nothing is left
@@ -72,10 +76,12 @@ def compile_checkpoint(
     check_free(Path(output), overwrite)
     progress = progress or Silent()
     plan = _plan(precision, recipe, kv_dtype)
-    source = open_checkpoint(checkpoint)
+    source = open_checkpoint(checkpoint, adapter)
+    for note in source.notes:
+        progress.note(note)
     vision = source.model.vision
     placeholder = vision.placeholder if vision is not None else None
-    PromptBuilder(source.path, placeholder)  # refuses what the engine could not open
+    PromptBuilder(source.directory, placeholder)  # refuses what the engine could not open
     samples = recipe_samples(source.model, plan, calibration) if plan is not None else []
     record: dict[str, Any] = {"precision": precision, "target": target}
     if plan is not None:
@@ -96,6 +102,7 @@ def compile_checkpoint(
             "name": source.path.resolve().name,
             "sha256": source.hash(progress.stage(timing.HASHING_CHECKPOINT, total)),
         },
+        **({"adapter": Path(adapter).resolve().name} if adapter is not None else {}),
         "sampling": source.sampling,
         "tools": {name: version(name) for name in TOOLS},
         # Kernels choose their instructions when a session opens; none is taken for granted.
@@ -161,7 +168,7 @@ def _copy_tokenizer(source: Checkpoint, stage: Path) -> None:
     vision = source.model.vision
     borrowed = vision is not None and vision.processor.name == BORROWED
     for name in dict.fromkeys((*COPIED_FILES, *(PROCESSOR_FILES if borrowed else ()))):
-        file = source.path / name
+        file = source.directory / name
         if file.is_file():
             shutil.copyfile(file, stage / name)
     if source.chat_template is not None:

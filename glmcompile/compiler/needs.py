@@ -67,7 +67,7 @@ class Space:
 
 def load_of(checkpoint: Checkpoint, recipe: Recipe, samples: Sequence[CalibrationSample]) -> Load:
     """What a recipe's calibration samples are for this model."""
-    encoded = calibration_samples(checkpoint, checkpoint.path, samples, recipe.max_tokens)
+    encoded = calibration_samples(checkpoint, checkpoint.directory, samples, recipe.max_tokens)
     lengths = [len(each.token_ids) for each in encoded]
     patches = sum(patches_of(checkpoint, image) for each in encoded for image in each.images)
     return Load(len(samples), sum(lengths), patches, max(lengths))
@@ -113,7 +113,7 @@ def prompt_of(checkpoint: Checkpoint, image: tuple[int, int] | None) -> Prompt:
     vision = checkpoint.model.vision
     if vision is None or image is None:
         return Prompt(PROMPT_TOKENS, 0)
-    made = image_processor(vision, checkpoint.path)(Image.new("RGB", image))
+    made = image_processor(vision, checkpoint.directory)(Image.new("RGB", image))
     return Prompt(PROMPT_TOKENS + made.num_tokens, patches_of(checkpoint, made))
 
 

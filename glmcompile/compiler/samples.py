@@ -135,7 +135,7 @@ class _Encoder:
 
 def drawn_samples(checkpoint: Checkpoint) -> list[Sample]:
     """Prompts of several lengths; for an image model one holds two images and one holds one."""
-    tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint.directory / "tokenizer.json"))
     texts = [np.array(tokenizer.encode(text).ids, np.int64) for text in DRAWN_PROMPTS]
     vision = checkpoint.model.vision
     if vision is None:

@@ -85,7 +85,7 @@ def measure(
     preprocess = 0.0
     if model.vision is not None:
         screen = Image.effect_noise(image, 80).convert("RGB")
-        processor = image_processor(model.vision, checkpoint.path)
+        processor = image_processor(model.vision, checkpoint.directory)
         preprocess = _timed(lambda: processor(screen).inputs)
     return Machine(
         found,

@@ -158,7 +158,7 @@ def _image_token(checkpoint: Checkpoint) -> int:
             vocabulary = config.get_text_config().vocab_size
             if not 0 <= token < vocabulary:
                 raise CheckpointError(
-                    f"{checkpoint.path / 'config.json'}: {name} {token} is not in the "
+                    f"{checkpoint.directory / 'config.json'}: {name} {token} is not in the "
                     f"vocabulary of {vocabulary} tokens; fetch it again"
                 )
             return token

@@ -77,11 +77,11 @@ def _own_processing(checkpoint: Checkpoint, token_id: int) -> Processing | None:
     """By the engine's processor; None where it does not give the same bytes."""
     try:
         processor = AutoImageProcessor.from_pretrained(
-            checkpoint.path, local_files_only=True, backend="pil"
+            checkpoint.directory, local_files_only=True, backend="pil"
         )
     except Exception as error:  # transformers raises many kinds for a bad field
         raise CheckpointError(
-            f"{checkpoint.path}: transformers cannot read the image processor's settings "
+            f"{checkpoint.directory}: transformers cannot read the image processor's settings "
             f"({' '.join(str(error).split())[:300]}); fetch preprocessor_config.json again"
         ) from error
     equal = (each for each in _candidates(checkpoint, processor) if _is_equal(each, processor))
@@ -98,14 +98,14 @@ def _own_processing(checkpoint: Checkpoint, token_id: int) -> Processing | None:
 
 def _borrowed_processing(checkpoint: Checkpoint, token_id: int) -> Processing:
     """By transformers' own processor."""
-    name = processor_name(checkpoint.path, checkpoint.config.model_type)
+    name = processor_name(checkpoint.directory, checkpoint.config.model_type)
     if name is None:
         raise UnsupportedArchitectureError(
             f"{checkpoint.architecture} cannot be compiled: neither its files nor transformers say "
             "which Processor class it has"
         )
     try:
-        processor = load_processor(checkpoint.path, name)
+        processor = load_processor(checkpoint.directory, name)
     except ArtifactError as error:
         raise UnsupportedArchitectureError(
             f"{checkpoint.architecture} cannot be compiled: {error}"
@@ -190,7 +190,7 @@ def _placeholders(checkpoint: Checkpoint, processor: Any, token_id: int) -> list
 
 def token_text(checkpoint: Checkpoint, token_id: int) -> str:
     """The text of a token, by the tokenizer's own list of them."""
-    file = checkpoint.path / "tokenizer.json"
+    file = checkpoint.directory / "tokenizer.json"
     try:
         added = json.loads(file.read_text(encoding="utf-8"))["added_tokens"]
         return next(str(each["content"]) for each in added if each["id"] == token_id)
@@ -203,9 +203,9 @@ def token_text(checkpoint: Checkpoint, token_id: int) -> str:
 
 def _check_files(checkpoint: Checkpoint) -> None:
     names = ("preprocessor_config.json", "processor_config.json")
-    if not any((checkpoint.path / name).is_file() for name in names):
+    if not any((checkpoint.directory / name).is_file() for name in names):
         raise CheckpointError(
-            f"{checkpoint.path} has no preprocessor_config.json (nor image settings in "
+            f"{checkpoint.directory} has no preprocessor_config.json (nor image settings in "
             "processor_config.json); an image model needs it to prepare images"
         )
 
@@ -222,12 +222,12 @@ def _candidates(checkpoint: Checkpoint, processor: Any) -> Iterator[PatchSetting
         return
     if low > high:
         raise CheckpointError(
-            f"{checkpoint.path / 'preprocessor_config.json'}: min_pixels {low} is above "
+            f"{checkpoint.directory / 'preprocessor_config.json'}: min_pixels {low} is above "
             f"max_pixels {high}"
         )
     if not len(processor.image_mean) == len(processor.image_std) == 3:
         raise CheckpointError(
-            f"{checkpoint.path / 'preprocessor_config.json'}: image_mean and image_std need 3 "
+            f"{checkpoint.directory / 'preprocessor_config.json'}: image_mean and image_std need 3 "
             "values, one a channel"
         )
     for counts, grows in ((False, False), (True, True), (True, False), (False, True)):

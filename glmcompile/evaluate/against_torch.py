@@ -43,6 +43,11 @@ def open_baseline(artifact: Artifact, checkpoint: Path, progress: Progress) -> C
     source = open_checkpoint(checkpoint)
     total = sum(file.stat().st_size for file in source.files)
     found = source.hash(progress.stage(HASHING_CHECKPOINT, total))
+    if (adapter := artifact.manifest.get("adapter")) is not None:
+        raise InputError(
+            f"{artifact.path} has the adapter {adapter} merged into it, which {checkpoint} has "
+            "not; give an fp32 engine that was compiled with it as the baseline."
+        )
     if found != artifact.manifest["source"]["sha256"]:
         raise InputError(
             f"{artifact.path} was compiled from another checkpoint than {checkpoint} "

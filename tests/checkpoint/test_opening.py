@@ -92,7 +92,7 @@ def test_shards_hold_what_one_file_holds(sharded: Path, llama: Path) -> None:
 def test_float32_rows_are_the_whole_tensor(
     tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glmcompile.checkpoint.ROWS_BYTES", 1000)
+    monkeypatch.setattr("glmcompile.checkpoint.opened.ROWS_BYTES", 1000)
     checkpoint = open_checkpoint(write_checkpoint("llama", tmp_path / "c", dtype=dtype))
     name = "model.layers.0.mlp.up_proj.weight"
     blocks = list(checkpoint.float32_rows(name))
@@ -256,10 +256,18 @@ def test_tensor_of_the_wrong_shape(llama: Path) -> None:
         open_checkpoint(llama)
 
 
-@pytest.mark.parametrize("settings", [{"quant_method": "gptq"}, "gptq"])
-def test_quantized_checkpoint_is_refused(llama: Path, settings: object) -> None:
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"quant_method": "bitsandbytes"}, r"\(bitsandbytes\); .*it was loaded from"),
+        ({"quant_method": "hqq"}, r"\(hqq\); awq, .* are read"),
+        ("gptq", r"\(gptq, without settings\)"),
+        ({"bits": 4}, r"\(by no named method\)"),
+    ],
+)
+def test_unread_quantization_is_refused(llama: Path, settings: object, reason: str) -> None:
     edit_json(llama / "config.json", quantization_config=settings)
-    with pytest.raises(CheckpointError, match=r"already quantized \(gptq\)"):
+    with pytest.raises(CheckpointError, match=f"already quantized {reason}"):
         open_checkpoint(llama)
 
 
