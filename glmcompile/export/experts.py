@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from glmcompile.errors import UnsupportedArchitectureError
@@ -62,12 +63,13 @@ def symbolic_experts(
 
 def _activation(module: Any) -> dict[str, Any]:
     """The operator's attributes that give what the module computes between its layers."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = 4 * torch.randn(64, 32, generator=generator)
-    expected = module._apply_gate(drawn) if module.has_gate else module.act_fn(drawn)
-    for attributes, actual in _candidates(module, drawn):
-        if torch.allclose(expected, actual, rtol=1e-5, atol=1e-5):
-            return attributes
+    with _disable_current_modes():  # numbers are computed here, whatever is being traced
+        generator = torch.Generator().manual_seed(0)
+        drawn = 4 * torch.randn(64, 32, generator=generator)
+        expected = module._apply_gate(drawn) if module.has_gate else module.act_fn(drawn)
+        for attributes, actual in _candidates(module, drawn):
+            if torch.allclose(expected, actual, rtol=1e-5, atol=1e-5):
+                return attributes
     raise UnsupportedArchitectureError(
         f"{type(module).__name__} computes something between an expert's layers that no operator "
         "does"

@@ -102,8 +102,8 @@ TOKEN_KINDS = ("token_type_ids", "mm_token_type_ids")
 GRIDS = ("image_grid_thw", "grid_thw", "target_sizes", "image_grid_hws")
 
 
-class _Absent:
-    """Stands for a part that is not used: of videos, of sound."""
+class _Absent(dict[str, Any]):
+    """Stands for a part that is not used: of videos, of sound. A dict, as some are written out."""
 
     model_input_names: tuple[str, ...] = ()
 
