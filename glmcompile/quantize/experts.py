@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glmcompile.quantize.packing import interleave_gate_up, packed_shape
 from glmcompile.quantize.weights import Float, QuantizedWeight, quantize_weight
+
+
+class Weights(Protocol):
+    """What is asked of all experts' weights: an array, memory-mapped or not, or a reader."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, expert: int, /) -> NDArray: ...
 
 
 class Channels(Enum):
@@ -36,7 +46,7 @@ class QuantizedExperts:
 
 
 def quantize_experts(
-    weight: NDArray,
+    weight: Weights,
     channels: Channels = Channels.PLAIN,
     transposed: bool = False,
     activation_absmax: Sequence[Float | None] | Float | None = None,
@@ -45,8 +55,7 @@ def quantize_experts(
     """Quantize and pack one layer of all experts.
 
     Args:
-        weight: `[E, out, in]`, any float type; it is read one expert at a time, so it may be a
-            memory-mapped array.
+        weight: `[E, out, in]`, any float type; it is read one expert at a time.
         channels: what the out channels are.
         transposed: the weight is `[E, in, out]`, as llama4 and gpt-oss store it.
         activation_absmax: per expert float32 `[in]` from calibration, None or zeros for an expert
@@ -120,6 +129,5 @@ def _gates_and_ups(rows: NDArray, channels: Channels) -> tuple[NDArray, NDArray]
 def _check_blocks(out_features: int, channels: Channels) -> None:
     if channels is not Channels.PLAIN and out_features % 32:
         raise ValueError(
-            f"expected a multiple of 32 channels, gates and ups in blocks of 16, "
-            f"got {out_features}"
+            f"expected a multiple of 32 channels, gates and ups in blocks of 16, got {out_features}"
         )

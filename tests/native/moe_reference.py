@@ -21,6 +21,9 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")
 INPUTS = ("x", "top_k_index", "top_k_weights", "up", "down")
 OPTIONAL = ("up_bias", "down_bias")
 
+# Tokens of long prefills, each part short enough to be processed at once.
+HALVES = (slice(None, 500), slice(500, None))
+
 # Relative to the sum of the magnitudes that enter a result.
 RTOL = 1e-6
 # The steepest slope of the activations but relu2.
@@ -73,6 +76,14 @@ class Gating:
         up = np.clip(up, -limit, limit) + (self.activation == "clamped_swiglu")
         error = slope * gate_error * np.abs(up) + np.abs(y) * up_error
         return y * up, error + RTOL * (np.abs(y) * np.abs(up) + np.abs(up))
+
+
+GATINGS = [
+    *(Gating(activation, gated) for activation in ACTIVATIONS for gated in (False, True)),
+    Gating("clamped_swiglu", alpha=1.702, limit=0.75),
+    Gating("silu", limit=0.75),
+    Gating("silu", limit=0.5, limit_activated=True),
+]
 
 
 @dataclass

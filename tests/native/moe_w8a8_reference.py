@@ -105,9 +105,9 @@ def random_quantized(
     return quantized(random_experts(rng, experts, width, inner, gating, bias), absmax)
 
 
-def _matrix(layer: QuantizedExperts, expert: int, in_features: int) -> NDArray[np.int64]:
+def _matrix(layer: QuantizedExperts, expert: int, in_features: int) -> Float:
     out_features = layer.scale.shape[1]
-    return unpack_weight(layer.packed[expert], out_features, in_features).astype(np.int64)
+    return unpack_weight(layer.packed[expert], out_features, in_features).astype(np.float64)
 
 
 def _product(
@@ -127,14 +127,14 @@ def _product(
     if len(rows) == 0:
         return np.zeros((0, len(scales))), np.zeros((0, len(scales)))
     q, scale, zero_point = quantize(rows)
-    acc = q - zero_point
+    centered = (q - zero_point).astype(np.float64)  # integers: their sums are exact, and fast
     steps = rows.astype(np.float64) / scale
     relative = error.max(axis=1, keepdims=True) / (255 * scale) * 2 + 1e-6 * (error.max() > 0)
     unsure = (error / scale + np.abs(steps) * relative) > 0.5 - np.abs(steps - np.rint(steps))
     lowest = np.minimum(rows.min(axis=1, keepdims=True), 0) / scale.astype(np.float64)
     tie = 0.5 - np.abs(lowest - np.rint(lowest)) < 256 * relative
     unsure |= tie & ((q == 0) | (q == 255))
-    product = acc @ weight.T * (scale * scales)
+    product = centered @ weight.T * (scale * scales)
     flipped = unsure.astype(np.float64) @ np.abs(weight).T * (scale * scales)
     magnitude = np.abs(product) * (1 + relative / RTOL) + np.abs(offset)
     return product + offset, RTOL * magnitude + flipped

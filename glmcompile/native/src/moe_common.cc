@@ -6,7 +6,7 @@ namespace glmcompile {
 namespace {
 
 // Scratch memory of one chunk of tokens, and the fewest tokens worth reading all weights for.
-constexpr std::int64_t kChunkBytes = 256 << 20;
+constexpr std::int64_t kChunkBytes = 64 << 20;
 constexpr std::int64_t kMinChunkTokens = 512;
 
 ExpertActivation parse_activation(const std::string& name) {
@@ -52,7 +52,8 @@ Gating read_gating(const KernelInfo& info) {
         "attribute limit: expected a finite number ", clamped ? "> 0" : ">= 0", ", got ", limit);
   check(gating.gated || limit == 0.0f, "attribute limit: expected 0 without a gate, got ", limit);
   if (limit > 0.0f) {
-    (read_flag(info, "limit_activated", false) ? gating.activated_limit : gating.gate_limit) = limit;
+    const bool after = read_flag(info, "limit_activated", false);
+    (after ? gating.activated_limit : gating.gate_limit) = limit;
     gating.up_limit = limit;
   }
   return gating;

@@ -197,9 +197,9 @@ struct ColumnSums {
   void start_with_bias() const {
     for (std::int64_t row = 0; row < count; ++row) {
       float* to = out + row * out_stride;
-      for (std::int64_t c = 0; c < last - first; ++c) {
-        to[c] = layer.bias != nullptr ? layer.bias[first + c] : 0.0f;
-      }
+      std::int64_t c = 0;
+      for (; c < last - first; ++c) to[c] = layer.bias != nullptr ? layer.bias[first + c] : 0.0f;
+      for (; c % kMoELanes != 0; ++c) to[c] = 0.0f;
     }
   }
 
@@ -210,7 +210,8 @@ struct ColumnSums {
     const std::int64_t stride = layer.out_features;
     for_row_tiles<P>(count, [&](std::int64_t row, auto height, Share share) {
       for (std::int64_t k = share.begin(end - begin); k < share.end(end - begin); ++k) {
-        for (int c = 0; c < columns; ++c) prefetch(w + (begin + k) * stride + c * kMoELanes + ahead);
+        const float* next = w + (begin + k) * stride + ahead;
+        for (int c = 0; c < columns; ++c) prefetch(next + c * kMoELanes);
       }
       column_tile<P, height, columns>(rows + row, w, stride, begin, end, left,
                                       out + row * out_stride + (channel - first), out_stride);
