@@ -57,7 +57,7 @@ def dequantized(
     if not count:
         return result, []
     return result, [
-        f"{where.name}: {count} weights are quantized ({method}). They are compiled from their "
-        "dequantized values: what that quantization lost stays lost, and accuracy is measured "
+        f"{where.resolve().name}: {count} weights are quantized ({method}). They are compiled from "
+        "their dequantized values: what that quantization lost stays lost, and accuracy is measured "
         "against it. The original checkpoint gives a more exact engine."
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from glmcompile.checkpoint.quantized.layers import WORD, parts_of, unpack
+from glmcompile.checkpoint.quantized.layers import ROWS, WORD, grouped, parts_of, unpack
 from glmcompile.checkpoint.sources import Dequantized, Source
 from glmcompile.errors import CheckpointError
 
@@ -45,13 +45,13 @@ def weights(stored: Mapping[str, Source], settings: Mapping[str, Any]) -> dict[s
 
 def dequantize(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """(q - z) * s of each group, float32 [out, in]."""
-    values, zeros = (_in_order(unpack(each, BITS, 1)) for each in (qweight, qzeros))
-    size = len(values) // len(scales)
-    groups = torch.arange(len(values)) // size
-    return ((values - zeros[groups]) * scales.float()[groups]).T
+    groups = torch.arange(len(qweight)) // (len(qweight) // len(scales))
+    blocks = map(_unpack, qweight.split(ROWS))
+    return grouped(blocks, _unpack(qzeros), scales.float(), groups)
 
 
-def _in_order(values: torch.Tensor) -> torch.Tensor:
+def _unpack(packed: torch.Tensor) -> torch.Tensor:
+    values = unpack(packed, BITS, 1)
     words = values.view(len(values), -1, WORD // BITS)
     return words[..., list(PLACES)].flatten(1)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from glmcompile.checkpoint.quantized.layers import WORD, parts_of, unpack
+from glmcompile.checkpoint.quantized.layers import ROWS, WORD, grouped, parts_of, unpack
 from glmcompile.checkpoint.sources import Dequantized, Source
 from glmcompile.errors import CheckpointError
 
@@ -53,12 +53,12 @@ def dequantize(
 
     Without g_idx groups follow one another.
     """
-    values = unpack(qweight, bits, 0)
+    rows = len(qweight) * WORD // bits
     zeros = (unpack(qzeros, bits, 1) + zero_offset) & ((1 << bits) - 1)
     if g_idx is None:
-        g_idx = torch.arange(len(values)) // (len(values) // len(scales))
-    g_idx = g_idx.long()
-    return ((values - zeros[g_idx]) * scales.float()[g_idx]).T
+        g_idx = torch.arange(rows) // (rows // len(scales))
+    blocks = (unpack(packed, bits, 0) for packed in qweight.split(ROWS))
+    return grouped(blocks, zeros, scales.float(), g_idx.long())
 
 
 def _weight(parts: Mapping[str, Source], zero_offset: int) -> Dequantized:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -11,6 +11,7 @@ from glmcompile.checkpoint.sources import Source
 from glmcompile.errors import CheckpointError
 
 WORD = 32  # bits that integers are packed into
+ROWS = 512  # of a packed matrix that are unpacked at a time
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -39,6 +40,23 @@ def unpack(packed: torch.Tensor, bits: int, dim: int) -> torch.Tensor:
     shape[dim + 1] = len(shifts)
     values = (packed.unsqueeze(dim + 1) >> shifts.view(shape)) & ((1 << bits) - 1)
     return values.flatten(dim, dim + 1)
+
+
+def grouped(
+    blocks: Iterable[torch.Tensor], zeros: torch.Tensor, scales: torch.Tensor, groups: torch.Tensor
+) -> torch.Tensor:
+    """(q - z) * s, float32 [out, in], of integers that come in blocks of input channels.
+
+    blocks: int32 [channels, out]. zeros, scales: [groups, out]. groups: int64 [in], the group of
+    each input channel.
+    """
+    result = torch.empty(scales.shape[1], len(groups))
+    start = 0
+    for values in blocks:
+        of = groups[start : start + len(values)]
+        result[:, start : start + len(values)] = ((values - zeros[of]) * scales[of]).T
+        start += len(values)
+    return result
 
 
 def over(
