@@ -14,7 +14,6 @@ whole prompts, reused prefixes against fresh ones, and what an engine needs to r
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -278,11 +277,11 @@ def _read() -> dict[str, Any]:
 def _machine() -> dict[str, Any]:
     from importlib.metadata import version
 
-    from glmcompile.bench.machine import git_commit
+    from glmcompile.bench.machine import cpu_model, git_commit
 
     packages = ("glmcompile", "onnxruntime", "torch", "transformers")
     return {
-        "machine": platform.processor() or platform.machine(),
+        "machine": cpu_model(),
         "versions": {name: version(name) for name in packages},
         "git_commit": git_commit(),
         "int8_limit": INT8_LIMIT,

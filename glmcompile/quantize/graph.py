@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from numpy.typing import NDArray
 
+from glmcompile.calibrate.observe import experts_observation
 from glmcompile.errors import CalibrationError
 from glmcompile.passes.fuse_epilogue import FuseEpilogue
 from glmcompile.passes.fuse_norm import FuseNorm
@@ -21,9 +22,16 @@ from glmcompile.passes.matching import (
     DOMAIN,
     describe,
     dimensions,
+    integer,
     lazy_initializer,
     replace,
     width,
+)
+from glmcompile.quantize.experts import (
+    Channels,
+    QuantizedExperts,
+    arrange_bias,
+    quantize_experts,
 )
 from glmcompile.quantize.packing import interleave_gate_up, packed_shape
 from glmcompile.quantize.schemes import W8A8, Recipe
@@ -56,6 +64,12 @@ def quantize_graph(
             quantized[node.name or ""] = "w8a8" if isinstance(scheme, W8A8) else "float32"
             if isinstance(scheme, W8A8):
                 _convert_linear(model, node, scheme, statistics, shared, latest)
+        elif node.op_type == "MoE" and node.domain == DOMAIN:
+            name = str(node.inputs[3].name).rpartition(".")[0]  # type: ignore[union-attr]
+            scheme = _scheme(recipe, name)
+            quantized[name] = "w8a8" if isinstance(scheme, W8A8) else "float32"
+            if isinstance(scheme, W8A8):
+                _convert_experts(model, node, scheme, statistics)
     model.opset_imports[DOMAIN] = 1
     common_passes.RemoveUnusedNodesPass()(model)
     FuseNorm()(model)
@@ -127,6 +141,107 @@ def _convert_linear(
     old = node.outputs[0]
     describe(output, like=old)
     replace(old, output)
+
+
+def _convert_experts(model: ir.Model, node: ir.Node, scheme: W8A8, statistics: Statistics) -> None:
+    """A mixture's experts. SmoothQuant is for their first layer, whose input calibration sees; an
+    expert that no sample reached goes without."""
+    x, chosen, weights, up, down, up_bias, down_bias = [*node.inputs, None, None][:7]
+    assert up is not None and down is not None
+    attributes = {
+        name: attribute
+        for name, attribute in node.attributes.items()
+        if name not in ("interleaved", "transposed")
+    }
+    transposed = bool(integer(node, "transposed", 0))
+    channels = Channels.PLAIN
+    if integer(node, "gated", 1):
+        interleaved = integer(node, "interleaved", 0)
+        channels = Channels.INTERLEAVED if interleaved else Channels.CONCATENATED
+    observation = experts_observation(up)
+    inputs: list[ir.Value | None] = []
+    for weight, kind, smoothing in ((up, channels, scheme.smoothing), (down, Channels.PLAIN, 0.0)):
+        read = _experts_reader(weight, kind, transposed, smoothing, statistics, observation)
+        inputs += _experts_initializers(model.graph, weight, transposed, read)
+    factors = None
+    if scheme.smoothing:
+        read = _experts_reader(up, channels, transposed, scheme.smoothing, statistics, observation)
+        count, rows = dimensions(up)[0], dimensions(up)[1 if transposed else 2]
+        name = f"{up.name}.input_scale"
+        factors = lazy_initializer(
+            model.graph, name, ir.DataType.FLOAT, [count, rows], lambda: _field(read, "input_scale")
+        )
+    if up_bias is not None:
+        up_bias = _arranged_bias(model.graph, up_bias, channels)
+    tape = ir.tape.Tape(model.graph)
+    output = tape.op(
+        "MoEW8A8",
+        [x, chosen, weights, *inputs, up_bias, down_bias, factors],
+        domain=DOMAIN,
+        name=node.name,
+    )
+    producer = output.producer()
+    assert producer is not None
+    producer.attributes.update(attributes)
+    old = node.outputs[0]
+    describe(output, like=old)
+    replace(old, output)
+
+
+def _experts_reader(
+    weight: ir.Value,
+    channels: Channels,
+    transposed: bool,
+    smoothing: float,
+    statistics: Statistics,
+    observation: str,
+) -> Callable[[], QuantizedExperts]:
+    tensor = weight.const_value
+    assert tensor is not None
+
+    def read() -> QuantizedExperts:
+        absmax = _observed(statistics, observation) if smoothing else None
+        return quantize_experts(tensor.numpy(), channels, transposed, absmax, smoothing)
+
+    return read
+
+
+def _experts_initializers(
+    graph: ir.Graph, weight: ir.Value, transposed: bool, read: Callable[[], QuantizedExperts]
+) -> list[ir.Value]:
+    experts, out_features, in_features = dimensions(weight)
+    if transposed:
+        out_features, in_features = in_features, out_features
+    packed = [experts, *packed_shape(out_features, in_features)]
+    fields = (
+        ("int8", ir.DataType.INT8, packed, "packed"),
+        ("scale", ir.DataType.FLOAT, [experts, out_features], "scale"),
+        ("sum", ir.DataType.INT32, [experts, out_features], "sum"),
+    )
+    return [
+        lazy_initializer(
+            graph, f"{weight.name}.{suffix}", dtype, shape, partial(_field, read, field)
+        )
+        for suffix, dtype, shape, field in fields
+    ]
+
+
+def _field(read: Callable[[], QuantizedExperts], name: str) -> NDArray:
+    value = getattr(read(), name)
+    assert isinstance(value, np.ndarray)
+    return value
+
+
+def _arranged_bias(graph: ir.Graph, bias: ir.Value, channels: Channels) -> ir.Value:
+    tensor = bias.const_value
+    assert tensor is not None
+    return lazy_initializer(
+        graph,
+        f"{bias.name}.interleaved",
+        tensor.dtype,
+        dimensions(bias),
+        lambda: arrange_bias(tensor.numpy(), channels),
+    )
 
 
 class _Latest:
