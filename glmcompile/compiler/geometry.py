@@ -87,7 +87,7 @@ class Geometry:
 
     def vision_layer(self, model: Contract) -> Layer | None:
         """One of the vision encoder's layers; None without one."""
-        if model.vision is None:
+        if model.vision is None or not model.vision.attention:
             return None
         attention = model.vision.attention[0]
         return self._layer(PATCH, self.vision_width, self.vision_inner, attention, paged=False)
@@ -168,6 +168,6 @@ def geometry(checkpoint: Checkpoint) -> Geometry:
 
 
 def _vision_width(model: Contract) -> int:
-    if model.vision is None:
+    if model.vision is None or not model.vision.attention:
         return 0
     return model.vision.attention[0].heads * model.vision.attention[0].head_size

@@ -18,7 +18,7 @@ from glmcompile.compiler.activations import Activations
 from glmcompile.compiler.calls import OUTPUTS, TORCH
 from glmcompile.compiler.samples import ImageInputs, Sample, position_ids_of
 from glmcompile.contract import DECODER, PROCESSED, VISION
-from glmcompile.export.components import Structure, selected_rows
+from glmcompile.export.components import Structure, features_owner, required, selected_rows
 from glmcompile.export.skeleton import EAGER, build_skeleton
 
 # Bytes from which a parameter outside the layers is held only while its module runs.
@@ -56,9 +56,10 @@ def compute(
     images = [image for each in samples for image in each.images]
     if images:
         assert structure.form is not None
+        owner = features_owner(model)
         with streamed(structure.layers[VISION], None):
             parts = [
-                structure.form.join(model.get_image_features(**arguments, return_dict=True))
+                structure.form.join(owner.get_image_features(**arguments, return_dict=True))
                 for arguments in _together(checkpoint, images)
             ]
         features = torch.cat(parts).float()
@@ -73,7 +74,7 @@ def compute(
         streamed(structure.layers[DECODER], batch.tokens),
         selected_rows(model, structure.head, wanted),
     ):
-        logits = model(**batch.arguments).logits
+        logits = model(**required(model), **batch.arguments).logits
     values.write(TORCH, OUTPUTS[DECODER], logits.reshape(-1, logits.shape[-1]).numpy())
 
 
@@ -84,11 +85,7 @@ def _together(
     joined, and in a call for each otherwise."""
     names = [port.name for port in checkpoint.model.encoder.having(PROCESSED)]
     each = [
-        {name: image.inputs[name] for name in names}
-        | {
-            name: image.inputs.get(name, np.array([image.grid_thw], np.int64))
-            for name in checkpoint.structure.fixed
-        }
+        {name: _argument(image, name) for name in (*names, *checkpoint.structure.fixed)}
         for image in images
     ]
     joined = all(a[name].shape[1:] == each[0][name].shape[1:] for a in each for name in a)
@@ -96,6 +93,11 @@ def _together(
         [{name: np.concatenate([a[name] for a in each]) for name in each[0]}] if joined else each
     )
     return [{name: torch.from_numpy(value) for name, value in call.items()} for call in calls]
+
+
+def _argument(image: ImageInputs, name: str) -> NDArray[Any]:
+    inputs = image.inputs
+    return inputs[name] if name in inputs else np.array([image.grid_thw], np.int64)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from glmcompile.discover.probe import Trail
 from glmcompile.discover.processors import drawn, find_processing
 from glmcompile.errors import CheckpointError, GlmcompileError, UnsupportedArchitectureError
 from glmcompile.export.attention import Tracing, tracing
-from glmcompile.export.components import FeatureForm
+from glmcompile.export.components import FeatureForm, features_owner
 from glmcompile.export.replacements import GridRecorder, unique_outputs
 
 # Width and height of the image that the encoder is probed with, and of others, to tell which
@@ -56,14 +56,20 @@ def find_images(checkpoint: Checkpoint, model: Any) -> Images:
     """
     token_id = _image_token(checkpoint)
     processing = find_processing(checkpoint, token_id)
-    taken = inspect.signature(model.get_image_features).parameters
+    owner = features_owner(model)
+    assert owner is not None
+    taken = inspect.signature(owner.get_image_features).parameters
     images = [
         {name: value for name, value in processing.arrays(drawn(*size)).items() if name in taken}
         for size in (PROBED, *OTHERS)
     ]
     arrays = images[0]
-    processed = {name: value for name, value in arrays.items() if value.dtype == np.float32}
-    whole = [name for name in arrays if name not in processed and _is_whole(name, images)]
+    whole = [name for name in arrays if _is_whole(name, images)]
+    processed = {
+        name: value
+        for name, value in arrays.items()
+        if name not in whole and (value.dtype == np.float32 or "mask" in name)
+    }
     fixed = {
         name: torch.from_numpy(value)
         for name, value in arrays.items()
@@ -75,7 +81,7 @@ def find_images(checkpoint: Checkpoint, model: Any) -> Images:
         with (
             torch.no_grad(), tracing(state), trail.watching(model), recorder.watching(),
         ):  # fmt: skip
-            output = model.get_image_features(**tensors, **fixed, return_dict=True)
+            output = owner.get_image_features(**tensors, **fixed, return_dict=True)
         form = FeatureForm.of(output)
         features = form.join(output)
     except GlmcompileError:
@@ -91,10 +97,12 @@ def find_images(checkpoint: Checkpoint, model: Any) -> Images:
         for each in computed
         for name, array in zip(each.outputs, recorder.of(each.rule), strict=True)
     }
-    patches = len(next(iter(processed.values())))
+    first = next(name for name, value in processed.items() if value.dtype == np.float32)
+    processed = {first: processed.pop(first), **processed}
+    patches = len(processed[first])
     ports = [
-        Port(name, PROCESSED, "float32", _dimensions(name, [each[name] for each in images]))
-        for name in processed
+        Port(name, PROCESSED, str(value.dtype), _dimensions(name, [each[name] for each in images]))
+        for name, value in processed.items()
     ]
     ports += [
         Port(name, COMPUTED, str(value.dtype), (_leading(name, value, patches), *value.shape[1:]))

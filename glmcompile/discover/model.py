@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from glmcompile.checkpoint import Checkpoint
 from glmcompile.contract import (
@@ -46,7 +47,13 @@ from glmcompile.export.attention import (
     Tracing,
     tracing,
 )
-from glmcompile.export.components import EXAMPLE_SIZES, Decoder, Structure, example_inputs
+from glmcompile.export.components import (
+    EXAMPLE_SIZES,
+    Decoder,
+    Structure,
+    example_inputs,
+    features_owner,
+)
 from glmcompile.export.replacements import replaced
 from glmcompile.export.skeleton import build_skeleton, set_attention
 from glmcompile.rules import POSITION_RULES, SPAN_RULES
@@ -70,8 +77,12 @@ def discover(checkpoint: Checkpoint) -> tuple[Contract, Structure]:
     if not table or not head:
         raise _unsupported(checkpoint, "it has no token embedding or no output layer of its own")
     images = None
-    if hasattr(model, "get_image_features"):
+    if features_owner(model) is not None:
         images = find_images(checkpoint, model)
+    elif checkpoint.architecture in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values():
+        raise _unsupported(
+            checkpoint, "it takes images, but has no get_image_features to compute features by"
+        )
     set_attention(model, PAGED_ATTENTION)
     text = checkpoint.config.get_text_config()
     hidden = model.get_submodule(table).weight.shape[1]
@@ -270,12 +281,27 @@ def _step_inputs(
     return tuple(ports)
 
 
+def _first_position(model: Any) -> int:
+    """Where a prompt's positions begin, by what `generate` would give the model."""
+    ids = torch.arange(4)[None]
+    try:
+        given = model.prepare_inputs_for_generation(
+            ids, attention_mask=torch.ones_like(ids), position_ids=ids.clone(), use_cache=False
+        )
+        positions = given["position_ids"].reshape(-1)
+    except Exception:  # it wants what a whole generation gives: positions are as usual
+        return 0
+    first = int(positions[0])
+    return first if torch.equal(positions, ids[0] + first) else 0
+
+
 def _positions(model: Any, checkpoint: Checkpoint, images: Images | None) -> Rule:
     """The rule that gives the positions that the model itself would compute."""
     owners = [each for each in (model, getattr(model, "model", None)) if each is not None]
     owner = next((each for each in owners if hasattr(each, "get_rope_index")), None)
     if owner is None or images is None:
-        return Rule("counted")
+        first = _first_position(model)
+        return Rule("counted", {"first": first} if first else {})
     rule = Rule("mrope", {"merge_size": checkpoint.config.vision_config.spatial_merge_size})
     grids = np.array([(1, 4, 8), (1, 6, 4)], np.int64) * [1, 1, 1]
     counts = [int(np.prod(grid)) // rule.arguments["merge_size"] ** 2 for grid in grids]

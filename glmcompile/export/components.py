@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import abc
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import nn
@@ -50,6 +50,8 @@ EXAMPLE_SIZES = {
     "block_size": 32,
     "num_slots": 6,
 }
+_ORDINARY = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
 # Dimensions that nothing but the attention operator sees; two symbols for every cache would make
 # tracing several times slower.
 UNTRACED = {"sequences", "sequences_plus_1", "max_blocks", "num_blocks", "block_size", "num_slots"}
@@ -137,6 +139,23 @@ class Structure:
     patches_per_token: float = 1.0
 
 
+def required(model: Any) -> dict[str, None]:
+    """Arguments of a model's forward that have no default and are given in another way, such as
+    pixel_values."""
+    parameters = inspect.signature(model.forward).parameters.items()
+    return {
+        name: None
+        for name, each in parameters
+        if each.default is each.empty and each.kind is _ORDINARY and name != "input_ids"
+    }
+
+
+def features_owner(model: Any) -> Any:
+    """The module that computes image features; None where none does."""
+    owners = (model, getattr(model, "model", None))
+    return next((each for each in owners if hasattr(each, "get_image_features")), None)
+
+
 def example_inputs(
     component: Component, shapes: Mapping[str, torch.Tensor] | None = None
 ) -> tuple[torch.Tensor, ...]:
@@ -213,8 +232,8 @@ class VisionEncoder(TracedComponent):
             for role in (PROCESSED, COMPUTED)
         }  # fmt: skip
         grids = GridInputs(self.computed, named[COMPUTED])
-        with tracing(Tracing()), grids.given(), _one_image():
-            output = self.model.get_image_features(
+        with tracing(Tracing()), grids.given(), _OneImage():
+            output = features_owner(self.model).get_image_features(
                 **named[PROCESSED], **self.structure.fixed, return_dict=True
             )
         assert self.structure.form is not None
@@ -256,6 +275,7 @@ class Decoder(TracedComponent):
             arguments[name] = torch.zeros_like(arguments["input_ids"])
             if kind and feature_rows is not None and not torch.compiler.is_exporting():
                 arguments[name][0, feature_rows] = kind
+        arguments = required(self.model) | arguments
         with ExitStack() as stack:
             if features is not None:
                 assert self.structure.form is not None and feature_rows is not None
@@ -340,18 +360,17 @@ def _is_token_mask(data: torch.Tensor, index: Any) -> bool:
     )
 
 
-@contextmanager
-def _one_image() -> Iterator[None]:
+class _OneImage(TorchFunctionMode):
     """Features of the only image are not split by image: their number is known at run time."""
-    split = torch.split
 
-    def whole(tensor: torch.Tensor, sizes: Any, dim: int = 0) -> Any:
-        if isinstance(sizes, list | tuple) and len(sizes) == 1:
-            return (tensor,)
-        return split(tensor, sizes, dim)
-
-    with mock.patch.object(torch, "split", whole):
-        yield
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), named: Any = None
+    ) -> Any:
+        if function in (torch.split, torch.Tensor.split):
+            sizes = arguments[1] if len(arguments) > 1 else next(iter((named or {}).values()))
+            if isinstance(sizes, list | tuple) and len(sizes) == 1:
+                return (arguments[0],)
+        return function(*arguments, **(named or {}))
 
 
 def _unchecked(*arguments: Any, **named: Any) -> None:

@@ -53,7 +53,7 @@ def _rewrite(graph: ir.Graph, conv: ir.Node) -> bool:
     weight.shape = ir.Shape(flattened)
 
     rows = _as_rows(graph, conv, x, flattened[1])
-    last, output = _flat_output(conv)
+    last, output = _flat_output(graph, conv, kernel[0])
     linear = linear_node(rows, weight, bias, output, module_name(weight))
     replace_node(graph, last, linear)
     if last is not conv:
@@ -91,12 +91,29 @@ def _as_rows(graph: ir.Graph, before: ir.Node, x: ir.Value, width: int) -> ir.Va
     return reshape.outputs[0]
 
 
-def _flat_output(conv: ir.Node) -> tuple[ir.Node, ir.Value]:
-    """The node and value where the output's unit axes are gone: the Reshape after the Conv."""
+def _flat_output(graph: ir.Graph, conv: ir.Node, channels: int) -> tuple[ir.Node, ir.Value]:
+    """The node and value where the output's unit axes are gone: the Reshape after the Conv, made
+    together with one back to these axes where there is none."""
     output = conv.outputs[0]
     uses = list(output.uses())
     if len(uses) == 1 and uses[0].node.op_type == "Reshape":
         flat = uses[0].node.outputs[0]
         if flat.shape is not None and len(flat.shape) == 2:
             return uses[0].node, flat
-    raise AssertionError("a convolution over one window is flattened to rows after it")
+    axes = [1] * (len(conv.inputs[1].shape or ()) - 2)  # type: ignore[union-attr]
+    flat_node, back = (_reshape_node(output, [-1, channels, *each]) for each in ([], axes))
+    back.outputs[0].shape, back.outputs[0].type = output.shape, output.type
+    output.replace_all_uses_with(back.outputs[0])
+    flat_node.replace_input_with(0, output)
+    back.replace_input_with(0, flat_node.outputs[0])
+    windows = output.shape[0] if output.shape is not None else None
+    flat_node.outputs[0].shape = ir.Shape([windows, channels])
+    flat_node.outputs[0].type = output.type
+    targets = [each.inputs[1].producer() for each in (flat_node, back)]  # type: ignore[union-attr]
+    graph.insert_after(conv, [targets[0], flat_node, targets[1], back])  # type: ignore[list-item]
+    return flat_node, flat_node.outputs[0]
+
+
+def _reshape_node(x: ir.Value, sizes: list[int]) -> ir.Node:
+    target = ir.node("Constant", [], {"value": ir.tensor(np.array(sizes, np.int64))})
+    return ir.node("Reshape", [x, target.outputs[0]])

@@ -18,9 +18,11 @@ from glmcompile.errors import InputError
 Integers = NDArray[np.int64]
 
 
-def counted(ids: Integers, grids: Integers, image_token_id: int | None) -> tuple[Integers, int]:
-    """One axis that counts the tokens."""
-    return np.arange(len(ids), dtype=np.int64)[None], len(ids)
+def counted(
+    ids: Integers, grids: Integers, image_token_id: int | None, first: int = 0
+) -> tuple[Integers, int]:
+    """One axis that counts the tokens. first: where it begins; PaliGemma's counts from 1."""
+    return np.arange(first, first + len(ids), dtype=np.int64)[None], first + len(ids)
 
 
 def mrope(

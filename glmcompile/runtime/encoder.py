@@ -14,8 +14,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from glmcompile.contract import VisionContract
-from glmcompile.runtime.feeds import grid_feeds
+from glmcompile.contract import Contract
+from glmcompile.runtime.feeds import vision_feeds
 from glmcompile.runtime.image_processor import ProcessedImage
 
 
@@ -42,14 +42,14 @@ class ImageEncoder:
     def __init__(
         self,
         open_session: Callable[[], ort.InferenceSession],
-        vision: VisionContract,
+        model: Contract,
         on_done: Callable[[], None],
     ) -> None:
         """open_session: called on the encoding thread, whose priority its pool's threads inherit.
 
         Raises what open_session raises.
         """
-        self._vision, self._on_done = vision, on_done
+        self._model, self._on_done = model, on_done
         self._condition = threading.Condition()
         self._wanted: list[ProcessedImage] = []
         self._current: ProcessedImage | None = None
@@ -116,8 +116,7 @@ class ImageEncoder:
 
         One image per call: the result then depends on nothing but the image.
         """
-        grid = np.array([image.grid_thw], np.int64)
-        (features,) = session.run(None, image.inputs | grid_feeds(self._vision, grid))
+        (features,) = session.run(None, vision_feeds(self._model, image))
         return features
 
     def _work(self, session: Any) -> None:

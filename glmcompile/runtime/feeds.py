@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from glmcompile.contract import (
     LOGITS_ROWS,
     PAST_LENGTHS,
     POSITIONS,
+    PROCESSED,
     SEQUENCE_ENDS,
     STATE_SLOTS,
     TOKEN_IDS,
@@ -45,6 +46,24 @@ class Stretch:
     positions: NDArray[np.int64]
     blocks: NDArray[np.int32]
     features: NDArray[np.float32] | None = None
+
+
+class Processed(Protocol):
+    """What is asked of a processed image, see runtime.image_processor.ProcessedImage."""
+
+    @property
+    def grid_thw(self) -> tuple[int, ...]: ...
+
+    @property
+    def inputs(self) -> dict[str, NDArray[Any]]: ...
+
+
+def vision_feeds(model: Contract, image: Processed) -> Feeds:
+    """Inputs of the vision encoder for one image."""
+    assert model.vision is not None
+    inputs = image.inputs
+    given = {port.name: inputs[port.name] for port in model.encoder.having(PROCESSED)}
+    return given | grid_feeds(model.vision, np.array([image.grid_thw], np.int64))
 
 
 def grid_feeds(vision: VisionContract, grids: NDArray[np.int64]) -> Feeds:

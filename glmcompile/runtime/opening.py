@@ -46,7 +46,7 @@ def open_core(
     runner = ModelRunner(decoder, model, cache, num_blocks, limits)
     encoder = None
     if model.vision is not None:
-        encoder = ImageEncoder(lambda: session(VISION), model.vision, on_encoded)
+        encoder = ImageEncoder(lambda: session(VISION), model, on_encoded)
     return EngineCore(
         runner,
         encoder,

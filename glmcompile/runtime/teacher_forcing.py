@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from glmcompile.contract import DECODER, VISION, Contract
 from glmcompile.errors import InputError
 from glmcompile.rules import position_ids
-from glmcompile.runtime.feeds import Stretch, decoder_feeds, grid_feeds
+from glmcompile.runtime.feeds import Stretch, decoder_feeds, vision_feeds
 from glmcompile.runtime.image_processor import ProcessedImage
 from glmcompile.runtime.input_processor import InputProcessor, Prompt
 from glmcompile.runtime.kv_cache import KVCacheShape
@@ -100,13 +100,9 @@ class TeacherForcing:
 
     def encode(self, images: Sequence[ProcessedImage]) -> dict[str, NDArray[Any]]:
         """Every output of the vision encoder, one image after the other; empty without images."""
-        assert not images or self.model.vision is not None
         runs = []
         for image in images:
-            assert self.model.vision is not None
-            grid = np.array([image.grid_thw], np.int64)
-            feeds = image.inputs | grid_feeds(self.model.vision, grid)
-            runs.append(_run(self.sessions[VISION], feeds))
+            runs.append(_run(self.sessions[VISION], vision_feeds(self.model, image)))
         if not runs:
             return {}
         return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}

@@ -29,8 +29,8 @@ _EXTRA = "install glmcompile's extra `processors`: pip install 'glmcompile[proce
 class ImageArrays:
     """One image as transformers' processor gives it.
 
-    inputs: what the vision encoder takes, by the names of its ports. token_ids: what stands in the
-    prompt for it. num_tokens: of these the image tokens, one for each feature.
+    inputs: what the vision encoder may take, by the processor's names. token_ids: what stands in
+    the prompt for it. num_tokens: of these the image tokens, one for each feature.
     grid_thw: frames, patch rows and patch columns, where there is such a grid.
     digest: SHA-256 of the inputs.
     """
@@ -72,7 +72,7 @@ class TransformersProcessor:
             digest.update(f"{name}{array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
         return ImageArrays(
-            {name: array for name, array in arrays.items() if array.dtype == np.float32},
+            arrays,
             tuple(int(id) for id in ids),
             int((ids == self._token).sum()),
             grid_of(arrays),
