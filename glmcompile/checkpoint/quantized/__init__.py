@@ -58,6 +58,6 @@ def dequantized(
         return result, []
     return result, [
         f"{where.resolve().name}: {count} weights are quantized ({method}). They are compiled from "
-        "their dequantized values: what that quantization lost stays lost, and accuracy is measured "
-        "against it. The original checkpoint gives a more exact engine."
+        "their dequantized values: what that quantization lost stays lost, and accuracy is "
+        "measured against it. The original checkpoint gives a more exact engine."
     ]
