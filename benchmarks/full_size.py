@@ -252,6 +252,7 @@ def step(work: Path, tokens: int, repeats: int) -> None:
     from glmcompile.bench.ceilings import Ceilings
     from glmcompile.bench.footprint import peak_memory_mb
     from glmcompile.bench.machine import memory_gb
+    from glmcompile.runtime.kv_cache import KVCacheShape
     from glmcompile.targets.cpu import default_threads
 
     engine = work / "full_size.engine"
@@ -299,12 +300,12 @@ def step(work: Path, tokens: int, repeats: int) -> None:
     prompt, answer = usage.prompt_tokens, usage.completion_tokens
     weights = sum(out * in_ for out, in_ in shapes["decoder"])
     head = model.vocab_size * model.hidden_size
-    attention = 4 * model.num_layers * model.num_heads * model.head_size
+    attention = sum(2 * each.heads * (each.head_size + each.value_size) for each in model.attention)
     prefill_operations = 2 * (weights - head) * prompt + 2 * head
     prefill_operations += attention * prompt * (prompt + 1) // 2
-    kv_row = 2 * model.num_layers * model.num_kv_heads * model.head_size
-    read = weights + kv_row * (prompt + answer / 2)
-    vision_operations, patches = _vision_operations(model, noise, shapes["vision_encoder"])
+    read = weights + KVCacheShape(model, 1, "int8").block_bytes * (prompt + answer / 2)
+    layers = shapes["vision_encoder"]
+    vision_operations, patches = _vision_operations(model, engine, noise, layers)
     report(
         "step",
         {
@@ -373,25 +374,27 @@ def _linear_layers(engine: Path, component: str) -> list[tuple[int, int]]:
     return [(each["out_features"], each["in_features"]) for each in attributes]
 
 
-def _vision_operations(model: Any, image: Any, layers: list[tuple[int, int]]) -> tuple[int, int]:
+def _vision_operations(
+    model: Any, engine: Path, image: Any, layers: list[tuple[int, int]]
+) -> tuple[int, int]:
     """Operations of encoding the image, and its patches.
 
     Layers behind the blocks, which see merged patches, are those whose width is not the blocks'.
     """
-    from glmcompile.families import supported
-    from glmcompile.runtime.image_processor import ImageProcessor
+    from glmcompile.rules.patches import PatchSettings
+    from glmcompile.runtime.image_processor import image_processor
 
-    vision = model.vision
-    grid = ImageProcessor(supported()[model.family], vision)(image).grid_thw
-    patches = math.prod(grid)
-    width = vision.width
+    settings = PatchSettings.read(model.vision.processor.arguments)
+    patches = math.prod(image_processor(model.vision, engine)(image).grid_thw)
+    attention = model.vision.attention[0]
+    width, output = attention.heads * attention.head_size, model.hidden_size
     # Of the blocks: qkv, projection, gate and up, down. The encoder's MLP is as wide as its output.
-    own = {(3 * width, width), (width, width), (width, vision.output_size)}
-    own |= {(2 * vision.output_size, width), (width, vision.patch_values)}
+    own = {(3 * width, width), (width, width), (width, output)}
+    own |= {(2 * output, width), (width, settings.patch_values)}
     operations = 0
     blocks = 0
     for shape in layers:
-        rows = patches if shape in own else patches // vision.merge_size**2
+        rows = patches if shape in own else patches // settings.merge_size**2
         blocks += shape == (3 * width, width)
         operations += 2 * shape[0] * shape[1] * rows
     return operations + 4 * blocks * width * patches**2, patches
@@ -410,7 +413,6 @@ def plot(samples: list[list[Any]], file: Path) -> None:
         "": "hashing, torch",
         "torch": "tracing",
         "vision_encoder": "vision encoder",
-        "embedding": "tracing",
         "decoder": "decoder",
     }
     top = max(row[2] for row in samples)

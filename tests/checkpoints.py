@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of each family: config, safetensors, tokenizer, processor, template.
+"""Tiny random checkpoints: config, safetensors, tokenizer, processor, template.
 
 Deterministic, and made in well under a second. Weights are scaled so that every layer matters:
 activations stay near unit size, so a wrong position, mask or weight shows in the output.
@@ -180,7 +180,7 @@ def write_checkpoint(
     tied: bool | None = None,
     layers: int = 2,
 ) -> Path:
-    """Write a tiny checkpoint of a family (a name of `glmcompile.families.supported()`).
+    """Write a tiny checkpoint. family: a name in CONFIGS.
 
     layers: of the decoder, and of the vision encoder.
     """
@@ -198,6 +198,36 @@ def write_checkpoint(
     (directory / "chat_template.jinja").write_text(TEMPLATES[family])
     if family != "llama":
         write_processor(family, directory)
+    return directory
+
+
+def text_config(name: str, **fields: object) -> transformers.PreTrainedConfig:
+    """A text model's configuration of two layers of 4 heads. name: of transformers' classes."""
+    config = getattr(transformers, f"{name}Config")(
+        **{
+            "vocab_size": VOCAB_SIZE,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            **fields,
+        }
+    )
+    config.architectures = [f"{name}ForCausalLM"]
+    return config
+
+
+def write_text_checkpoint(config: transformers.PreTrainedConfig, directory: Path) -> Path:
+    """Write a checkpoint of any text model, with the tokenizer of the tiny Llama."""
+    model = getattr(transformers, config.architectures[0])._from_config(config)
+    fill_weights(model)
+    model.save_pretrained(directory)
+    tokenizer("llama").save_pretrained(directory)
     return directory
 
 

@@ -63,7 +63,7 @@ def exported(
 
             checkpoint = checkpoint_of(family)
             made[family] = {
-                name: export_component(checkpoint, name) for name in checkpoint.family.components
+                name: export_component(checkpoint, name) for name in checkpoint.model.components
             }
         return made[family]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from glmcompile.artifact import MANIFEST, Artifact, open_artifact, own_hash, write_manifest
-from glmcompile.config import ModelConfig
 from glmcompile.errors import ArtifactError
+from tests.contracts import image_contract
 
-MODEL = ModelConfig("llama", 64, 2, 4, 2, 16, 100, 128, (1, 2))
+MODEL = image_contract()
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def engine(tmp_path: Path) -> Path:
     """A directory with the layout of an engine; its graphs are never run here."""
     output = tmp_path / "engine"
     output.mkdir()
-    for component in ("decoder", "embedding"):
+    for component in ("decoder", "vision_encoder"):
         (output / f"{component}.onnx").write_bytes(b"graph")
     (output / "weights.bin").write_bytes(bytes(range(256)) * 16)
     write_manifest(output, MODEL, {"precision": "int8", "required_cpu_features": []})
@@ -39,7 +39,7 @@ def test_an_engine_opens_with_its_model(engine: Path) -> None:
     artifact = open_artifact(engine)
     assert isinstance(artifact, Artifact)
     assert artifact.model == MODEL
-    assert artifact.components == ("embedding", "decoder")
+    assert artifact.components == ("vision_encoder", "decoder")
     assert artifact.size == 2 * 5 + 4096
 
 
@@ -82,6 +82,7 @@ def test_a_newer_format_may_have_other_fields(engine: Path) -> None:
         {"files": {"decoder.onnx": "x"}},
         {"files": {}},
         {"model": {**MODEL.to_json(), "family": "unknown"}},
+        {"model": {**MODEL.to_json(), "vision": {"token_id": 9}}},
         {"format_version": "new"},
     ],
 )
@@ -104,7 +105,7 @@ def test_a_missing_cpu_feature_is_named(engine: Path) -> None:
         open_artifact(engine)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 3}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 4}'])
 def test_a_damaged_manifest_is_named(engine: Path, text: str) -> None:
     (engine / MANIFEST).write_text(text)
     with pytest.raises(ArtifactError, match=r"manifest\.json: damaged"):

@@ -113,7 +113,9 @@ def test_a_decoders_work_by_hand(tiny_engine: Engines) -> None:
     nodes = [Node("FusedMatMul", 0.1, ((1, 3, 4), (5, 4)), (1, 3, 5), 0)]
     token = TokenBytes(row=7, kv=11)
     # Three tokens after two see 3, 4 and 5 keys.
-    attention = 4 * model.num_layers * model.num_heads * model.head_size * (3 + 4 + 5)
+    layer = model.attention[0]
+    assert layer.value_size == layer.head_size
+    attention = 4 * len(model.attention) * layer.heads * layer.head_size * (3 + 4 + 5)
     assert decoder_work(nodes, model, token, tokens=3, past=2) == Work(
         2 * 3 * 4 * 5 + attention, 4 * 4 * 5 + 3 * 7 + 5 * 11
     )

@@ -16,23 +16,25 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
+import transformers
 from PIL import Image
 
 import glmcompile
 from glmcompile.artifact import MANIFEST, open_artifact
-from glmcompile.checkpoint import Checkpoint, open_checkpoint
+from glmcompile.checkpoint import Checkpoint
 from glmcompile.compiler import compile_checkpoint
-from glmcompile.compiler.reference import component_layers
+from glmcompile.compiler.calls import OUTPUTS
 from glmcompile.compiler.samples import compared_samples
 from glmcompile.errors import CalibrationError, GlmcompileError, ParityError
 from glmcompile.export.weights import CheckpointTensor
 from glmcompile.quantize import graph as quantize_graph_module
 from glmcompile.quantize.weights import QuantizedWeight
 from glmcompile.runtime.teacher_forcing import AnswerEncoder, TeacherForcing
-from glmcompile.targets.cpu import open_session
 from tests.engines import TinyEngine
 
 Engines = Callable[[str, str], Path]
+TABLE = "model.language_model.embed_tokens.weight"
 
 
 @pytest.fixture
@@ -51,7 +53,8 @@ def test_int8_engines_hold_int8_weights_and_pools(engines: Engines, family: str)
     for component in open_artifact(engine).components:
         operators = {node.op_type for node in graph(engine, component).node}
         assert "FusedMatMul" not in operators
-        assert ("EmbeddingW8" if component == "embedding" else "LinearW8A8") in operators
+        assert "LinearW8A8" in operators
+        assert ("EmbeddingW8" in operators) == (component == "decoder")
     pools = [each for each in graph(engine, "decoder").input if "_cache." in each.name]
     assert {each.type.tensor_type.elem_type for each in pools} == {onnx.TensorProto.INT8}
     fp32 = open_artifact(engines(family, "fp32"))
@@ -79,11 +82,7 @@ def test_the_manifest_says_where_the_engine_comes_from(engines: Engines) -> None
     assert quantization["recipe"]["linear"] == {"scheme": "w8a8", "smoothing": 0.5}
     assert quantization["data"]["samples"] == 4
     assert set(quantization["layers"].values()) == {"w8a8"}
-    assert {row["component"] for row in manifest["parity"]} == {
-        "vision_encoder",
-        "embedding",
-        "decoder",
-    }
+    assert {row["component"] for row in manifest["parity"]} == {"vision_encoder", "decoder"}
     assert {"torch", "transformers", "onnxruntime"} <= set(manifest["tools"])
 
 
@@ -108,7 +107,7 @@ def test_layers_can_be_kept_in_float32(
     )
     engine = compile_checkpoint(tiny_checkpoint("llama"), tmp_path / "mixed", recipe=recipe)
     operators = [node.op_type for node in graph(engine, "decoder").node]
-    layers = open_artifact(engine).model.num_layers
+    layers = len(open_artifact(engine).model.attention)
     assert operators.count("FusedMatMul") == layers
     assert operators.count("LinearW8A8") == 3 * layers + 1
     with glmcompile.load(engine) as loaded:
@@ -142,20 +141,18 @@ def test_an_unknown_option_value_lists_the_known_ones(tmp_path: Path, option: st
         compile_checkpoint(tmp_path, tmp_path / "engine", **{option: "int5"})  # type: ignore[arg-type]
 
 
-def test_embedding_takes_no_image_at_all(
+def test_an_image_models_decoder_takes_no_image_at_all(
     tiny_engine: Callable[..., TinyEngine], engines: Engines
 ) -> None:
-    session = open_session(engines("glm4v", "fp32") / "embedding.onnx")
-    ids = np.array([5, 6, 7])
-    feeds = {
-        "input_ids": ids,
-        "image_features": np.empty((0, 128), np.float32),
-        "image_token_indices": np.empty(0, np.int64),
-    }
-    [embeds] = session.run(None, feeds)
-    checkpoint = open_checkpoint(tiny_engine("glm4v").checkpoint)
-    table = checkpoint.tensor("model.language_model.embed_tokens.weight")
-    np.testing.assert_array_equal(embeds, table.float().numpy()[ids])
+    engine = engines("glm4v", "fp32")
+    ids = [5, 6, 7]
+    found = TeacherForcing(engine, open_artifact(engine).model)(ids)
+    assert set(found) == {"logits"}
+    checkpoint = tiny_engine("glm4v").checkpoint
+    model = transformers.Glm4vForConditionalGeneration.from_pretrained(checkpoint)
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([ids])).logits[0].numpy()
+    np.testing.assert_allclose(found["logits"], expected, rtol=0, atol=2e-4)
 
 
 def test_every_layer_equals_transformers(
@@ -164,25 +161,28 @@ def test_every_layer_equals_transformers(
     checkpoint = checkpoint_of(family_name)
     rows = json.loads((engines(family_name, "fp32") / MANIFEST).read_text())["parity"]
     compared = {(row["component"], row["output"], row["call"]) for row in rows}
-    vision = checkpoint.family.modules.vision
-    if vision is not None:
-        blocks = component_layers(checkpoint, "vision_encoder")
+    if checkpoint.model.vision is not None:
+        blocks = checkpoint.structure.layers["vision_encoder"]
         assert len(blocks) == 2
         for output in (*blocks, "image_features"):
-            assert ("vision_encoder", output, "packed") in compared
-    assert ("embedding", "inputs_embeds", "packed") in compared
-    layers = component_layers(checkpoint, "decoder")
-    assert len(layers) == checkpoint.model.num_layers
+            for image in range(5):  # of all compared samples, one a call
+                assert ("vision_encoder", output, f"packed.{image}") in compared
+    layers = checkpoint.structure.layers["decoder"]
+    assert len(layers) == len(checkpoint.model.attention) == 2
     for output in (*layers, "logits"):
         for call in ("packed", "chunk0", "chunk1", "chunk2"):
             assert ("decoder", output, call) in compared
     assert all(row["max_error"] < 2e-5 for row in rows)
 
 
-@pytest.mark.parametrize("family", ["glm4v", "qwen2_vl", "llama"])
-def test_every_quantized_layer_is_compared_as_it_ships(engines: Engines, family: str) -> None:
-    rows = json.loads((engines(family, "int8") / MANIFEST).read_text())["shipped"]
-    assert {row["output"] for row in rows} >= {"inputs_embeds", "logits"}
+def test_every_quantized_layer_is_compared_as_it_ships(
+    checkpoint_of: Callable[[str], Checkpoint], engines: Engines, family_name: str
+) -> None:
+    rows = json.loads((engines(family_name, "int8") / MANIFEST).read_text())["shipped"]
+    for component, layers in checkpoint_of(family_name).structure.layers.items():
+        compared = [row["output"] for row in rows if row["component"] == component]
+        # First what the first layer is given: the quantized embedding's rows, or patches.
+        assert compared[1:] == [*layers, OUTPUTS[component]]
     assert all(0 < row["layer_error"] < 0.06 for row in rows), rows
     assert all(0 < row["chain_error"] < 0.08 for row in rows), rows
 
@@ -201,7 +201,7 @@ def test_samples_cover_several_images_of_different_sizes(
     ("family", "component", "layer", "weight"),
     [
         ("glm4v", "vision_encoder", "model.visual.blocks.1", "attn.proj.weight"),
-        ("llama", "embedding", "inputs_embeds", "model.embed_tokens.weight"),
+        ("glm4v", "decoder", "model.language_model.layers.0", TABLE),
         ("llama", "decoder", "model.layers.1", "self_attn.o_proj.weight"),
     ],
 )
@@ -214,7 +214,7 @@ def test_a_wrong_weight_is_blamed_on_its_layer(
     layer: str,
     weight: str,
 ) -> None:
-    name = weight if layer == "inputs_embeds" else f"{layer}.{weight}"
+    name = weight if weight == TABLE else f"{layer}.{weight}"
     blocks = CheckpointTensor.blocks
 
     def wrong(self: CheckpointTensor) -> Iterator[np.ndarray]:
@@ -222,7 +222,7 @@ def test_a_wrong_weight_is_blamed_on_its_layer(
             yield np.roll(block, 1) if self.parameter == name else block
 
     monkeypatch.setattr(CheckpointTensor, "blocks", wrong)
-    blamed = rf"^{component}: {re.escape(layer)} \(packed\) differs .*worst at \[\d+, \d+\]"
+    blamed = rf"^{component}: {re.escape(layer)} \(packed[.0-9]*\) differs .*worst at \[\d+, \d+\]"
     with pytest.raises(ParityError, match=blamed):
         compile_checkpoint(tiny_checkpoint(family), tmp_path / "engine", precision="fp32")
     assert list(tmp_path.iterdir()) == []

@@ -11,16 +11,15 @@ import pytest
 
 from glmcompile.artifact import MANIFEST, open_artifact, store_path, write_manifest
 from glmcompile.compiler.store import open_store
-from glmcompile.config import ModelConfig
 from glmcompile.errors import ArtifactError
+from tests.contracts import text_contract
 
-MODEL = ModelConfig("llama", 64, 2, 4, 2, 16, 100, 128, (1, 2))
+MODEL = text_contract()
 KEY = {"source": "a"}
 
 
 def write_engine(folder: Path, precision: str = "int8") -> None:
-    for component in ("decoder", "embedding"):
-        (folder / f"{component}.onnx").write_bytes(b"graph")
+    (folder / "decoder.onnx").write_bytes(b"graph")
     write_manifest(folder, MODEL, {"precision": precision, "required_cpu_features": []})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import onnx_ir as ir
 import pytest
@@ -10,10 +11,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from glmcompile.checkpoint import Checkpoint
+from glmcompile.checkpoint import Checkpoint, open_checkpoint
 from glmcompile.errors import ExportError
 from glmcompile.export import export_component
-from glmcompile.export.skeleton import build_skeleton
+from glmcompile.export.skeleton import EAGER, build_skeleton
+from tests.checkpoints import text_config, write_text_checkpoint
 
 Exported = dict[str, ir.Model]
 INT64, INT32, FLOAT = ir.DataType.INT64, ir.DataType.INT32, ir.DataType.FLOAT
@@ -48,29 +50,17 @@ def test_vision_encoder_interface(exported: Callable[[str], Exported], family_na
     assert interface(graph.outputs) == {"image_features": (FLOAT, ("(patches//4)", 128))}
 
 
-def test_embedding_interface(exported: Callable[[str], Exported]) -> None:
-    images, text = (exported(name)["embedding"].graph for name in ("glm4v", "llama"))
-    assert interface(images.inputs) == {
-        "input_ids": (INT64, ("tokens",)),
-        "image_features": (FLOAT, ("image_tokens", 128)),
-        "image_token_indices": (INT64, ("image_tokens",)),
-    }
-    assert interface(images.outputs) == {"inputs_embeds": (FLOAT, ("tokens", 128))}
-    assert interface(text.inputs) == {"input_ids": (INT64, ("tokens",))}
-
-
 @pytest.mark.parametrize(
-    ("family_name", "hidden", "positions", "cache"),
+    ("family_name", "positions", "cache"),
     [
-        ("glm4v", 128, (3, "tokens"), (2, 32)),
-        ("qwen2_vl", 128, (3, "tokens"), (2, 32)),
-        ("llama", 96, ("tokens",), (1, 32)),
+        ("glm4v", (3, "tokens"), (2, 32)),
+        ("qwen2_vl", (3, "tokens"), (2, 32)),
+        ("llama", ("tokens",), (1, 32)),
     ],
 )
 def test_decoder_interface(
     exported: Callable[[str], Exported],
     family_name: str,
-    hidden: int,
     positions: tuple[int | str, ...],
     cache: tuple[int, int],
 ) -> None:
@@ -80,8 +70,13 @@ def test_decoder_interface(
         for layer in range(2)
         for kind in ("key", "value")
     }
+    images = {
+        "image_features": (FLOAT, ("image_tokens", 128)),
+        "image_token_indices": (INT64, ("image_tokens",)),
+    }
     assert interface(graph.inputs) == {
-        "inputs_embeds": (FLOAT, ("tokens", hidden)),
+        "input_ids": (INT64, ("tokens",)),
+        **({} if family_name == "llama" else images),
         "position_ids": (INT64, positions),
         "cumulative_sequence_length": (INT32, ("sequences_plus_1",)),
         "past_seqlens": (INT32, ("sequences",)),
@@ -111,13 +106,50 @@ def test_attention_reads_the_caches_of_its_layer(exported: Callable[[str], Expor
     assert len(nodes) == 2
 
 
+def test_windows_softcap_and_sinks_are_in_the_graph(tmp_path: Path) -> None:
+    layers = ["sliding_attention", "full_attention"]
+    gemma = text_config(
+        "Gemma2",
+        head_dim=16,
+        sliding_window=32,
+        layer_types=layers,
+        attn_logit_softcapping=30.0,
+        query_pre_attn_scalar=64,
+    )
+    sinks = text_config(
+        "GptOss",
+        head_dim=16,
+        sliding_window=32,
+        layer_types=layers,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+    )
+    softcapped, with_sinks = (
+        paged_attention_nodes(write_text_checkpoint(config, tmp_path / config.model_type))
+        for config in (gemma, sinks)
+    )
+    for nodes in (softcapped, with_sinks):
+        windows = [node.attributes.get_int("local_window_size", 0) for node in nodes]
+        assert windows == [32, 0]
+    assert [node.attributes.get_float("softcap", 0.0) for node in softcapped] == [30.0, 30.0]
+    assert [node.attributes.get_float("scale", 0.0) for node in softcapped] == [0.125, 0.125]
+    for layer, node in enumerate(with_sinks):
+        assert node.inputs[11] is not None
+        assert node.inputs[11].name == f"model.layers.{layer}.self_attn.sinks"
+
+
+def paged_attention_nodes(directory: Path) -> list[ir.Node]:
+    decoder = export_component(open_checkpoint(directory), "decoder")
+    return [node for node in decoder.graph if node.op_type == "PagedAttention"]
+
+
 def test_every_linear_layer_is_one_linear_node(
     checkpoint_of: Callable[[str], Checkpoint],
     exported: Callable[[str], Exported],
     family_name: str,
 ) -> None:
     checkpoint = checkpoint_of(family_name)
-    skeleton = build_skeleton(checkpoint, FakeTensorMode(allow_non_fake_inputs=True))
+    skeleton = build_skeleton(checkpoint, FakeTensorMode(allow_non_fake_inputs=True), EAGER)
     expected = {
         name
         for name, module in skeleton.named_modules()
@@ -188,7 +220,7 @@ def test_export_reads_no_weight(
         raise AssertionError(f"{name} was read")
 
     monkeypatch.setattr(Checkpoint, "tensor", refuse)
-    model = export_component(checkpoint_of("qwen2_vl"), "embedding")
+    model = export_component(checkpoint_of("qwen2_vl"), "decoder")
     assert "model.language_model.embed_tokens.weight" in model.graph.initializers
 
 
@@ -196,14 +228,14 @@ def test_skeleton_parameters_have_no_storage(
     checkpoint_of: Callable[[str], Checkpoint], family_name: str
 ) -> None:
     skeleton = build_skeleton(
-        checkpoint_of(family_name), FakeTensorMode(allow_non_fake_inputs=True)
+        checkpoint_of(family_name), FakeTensorMode(allow_non_fake_inputs=True), EAGER
     )
     assert all(isinstance(p.data, FakeTensor) for p in skeleton.parameters())
     assert not any(isinstance(b, FakeTensor) for b in skeleton.buffers())
 
 
 def test_unknown_component_is_refused(checkpoint_of: Callable[[str], Checkpoint]) -> None:
-    with pytest.raises(ExportError, match=r"no component vision_encoder.*embedding, decoder"):
+    with pytest.raises(ExportError, match=r"no component vision_encoder.*: decoder$"):
         export_component(checkpoint_of("llama"), "vision_encoder")
 
 
@@ -214,5 +246,5 @@ def test_failure_names_the_component(
         raise RuntimeError("cannot trace")
 
     monkeypatch.setattr(torch.onnx, "export", broken)
-    with pytest.raises(ExportError, match=r"decoder: .*LlamaForCausalLM: cannot trace"):
+    with pytest.raises(ExportError, match=r"decoder: .*LlamaForCausalLM: .*cannot trace"):
         export_component(checkpoint_of("llama"), "decoder")

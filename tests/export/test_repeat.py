@@ -13,7 +13,7 @@ from torch import nn
 from glmcompile.checkpoint import open_checkpoint
 from glmcompile.export import export_component
 from glmcompile.export import exporter as exporter_module
-from glmcompile.export.repeat import layer_paths, repeat_layer, shorten
+from glmcompile.export.repeat import repeat_layer, shorten
 from tests.checkpoints import write_checkpoint
 
 
@@ -47,7 +47,7 @@ def test_repeating_gives_the_graph_that_tracing_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family_name: str
 ) -> None:
     checkpoint = open_checkpoint(write_checkpoint(family_name, tmp_path, layers=4))
-    components = [name for name in checkpoint.family.components if name != "embedding"]
+    components = list(checkpoint.model.components)
     monkeypatch.setattr(exporter_module, "repeat_layer", counted := Counted())
     repeated = {name: export_component(checkpoint, name) for name in components}
     assert counted.calls == len(components)
@@ -87,14 +87,18 @@ class Layer(nn.Module):
 class Model(nn.Module):
     def __init__(self, *layers: Layer) -> None:
         super().__init__()
-        self.stack = nn.Module()
-        self.stack.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(layers)
+
+    @property
+    def paths(self) -> list[str]:
+        return [f"layers.{index}" for index in range(len(self.layers))]
 
 
 def test_layers_that_are_alike_are_cut_to_two() -> None:
     model = Model(Layer(), Layer(), Layer(), Layer())
-    assert shorten(model, "stack") == [f"stack.layers.{index}" for index in range(4)]
-    assert layer_paths(model, "stack") == ["stack.layers.0", "stack.layers.1"]
+    every = model.paths
+    assert shorten(model, every) == every
+    assert model.paths == every[:2]
 
 
 @pytest.mark.parametrize(
@@ -102,12 +106,26 @@ def test_layers_that_are_alike_are_cut_to_two() -> None:
 )
 def test_layers_that_differ_are_all_traced(odd: Layer) -> None:
     model = Model(Layer(), Layer(), odd)
-    assert shorten(model, "stack") == []
-    assert len(layer_paths(model, "stack")) == 3
+    assert shorten(model, model.paths) == []
+    assert len(model.layers) == 3
 
 
 def test_layers_whose_buffers_differ_are_all_traced() -> None:
     layers = [Layer(), Layer(), Layer()]
     for number, layer in enumerate(layers):
         layer.register_buffer("table", torch.tensor([float(number)]))
-    assert shorten(Model(*layers), "stack") == []
+    model = Model(*layers)
+    assert shorten(model, model.paths) == []
+
+
+def test_layers_of_which_some_do_not_run_are_all_traced() -> None:
+    model = Model(Layer(), Layer(), Layer(), Layer())
+    assert shorten(model, model.paths[:-1]) == []
+    assert len(model.layers) == 4
+
+
+def test_layers_of_two_lists_are_all_traced() -> None:
+    model = nn.Module()
+    model.first, model.second = Model(Layer(), Layer()), Model(Layer(), Layer())
+    paths = [f"{name}.{path}" for name in ("first", "second") for path in model.first.paths]
+    assert shorten(model, paths) == []

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from glmcompile.config import ModelConfig
-from glmcompile.families import Family, family_for
+from glmcompile.contract import Contract, VisionContract
+
+if TYPE_CHECKING:
+    from glmcompile.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
 class TinyModel:
-    """A tiny checkpoint and what the runtime knows of it."""
+    """A tiny checkpoint and what the runtime knows of it. name: of CONFIGS."""
 
+    name: str
     directory: Path
-    family: Family
-    config: ModelConfig
+    contract: Contract
+
+    @property
+    def placeholder(self) -> str | None:
+        """The text of one image in a rendered prompt; None for a text model."""
+        vision = self.contract.vision
+        return vision.placeholder if vision is not None else None
+
+    @property
+    def vision(self) -> VisionContract:
+        assert self.contract.vision is not None
+        return self.contract.vision
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_checkpoint: Callable[[str], Path]) -> Callable[[str], TinyModel]:
-    """family name -> TinyModel."""
+def tiny_model(checkpoint_of: Callable[[str], Checkpoint]) -> Callable[[str], TinyModel]:
+    """Name of CONFIGS -> TinyModel."""
 
     def model(name: str) -> TinyModel:
-        import transformers
-
-        directory = tiny_checkpoint(name)
-        config = json.loads((directory / "config.json").read_text())
-        family = family_for(config)
-        processor = directory / "preprocessor_config.json"
-        settings = json.loads(processor.read_text()) if processor.is_file() else {}
-        filled = transformers.AutoConfig.from_pretrained(directory).to_dict()
-        return TinyModel(directory, family, family.model_config(filled, settings, {}))
+        checkpoint = checkpoint_of(name)
+        return TinyModel(name, checkpoint.path, checkpoint.model)
 
     return model

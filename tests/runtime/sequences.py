@@ -8,7 +8,7 @@ from collections.abc import Sequence as Items
 
 import numpy as np
 
-from glmcompile.runtime.image_processor import ProcessedImage
+from glmcompile.runtime.image_processor import PatchImage
 from glmcompile.runtime.sampling_params import SamplingParams
 from glmcompile.runtime.sequence import ImageSpan, Sequence
 
@@ -17,7 +17,7 @@ _ids = itertools.count()
 
 def image_span(start: int, num_tokens: int, content: bytes) -> ImageSpan:
     """An image known by its content alone."""
-    image = ProcessedImage(
+    image = PatchImage(
         np.zeros((1, 1, 3), np.uint8), (1, 1, 1), hashlib.sha256(content).digest(), processor=None
     )
     return ImageSpan(start, num_tokens, image)

@@ -27,18 +27,25 @@ IMAGE = {"glm4v": "<|image|>", "qwen2_vl": "<|image_pad|>"}
 
 
 def builder(model: TinyModel) -> PromptBuilder:
-    return PromptBuilder(model.directory, model.family)
+    return PromptBuilder(model.directory, model.placeholder)
 
 
 def copied(model: TinyModel, directory: Path, template: str) -> PromptBuilder:
     shutil.copytree(model.directory, directory / "model")
     (directory / "model" / "chat_template.jinja").write_text(template)
-    return PromptBuilder(directory / "model", model.family)
+    return PromptBuilder(directory / "model", model.placeholder)
 
 
 def chat_ids(prompts: PromptBuilder, chat: list[dict[str, Any]], **arguments: Any) -> list[int]:
     messages, images = prompts.split_images(chat)
-    return prompts.encode(prompts.chat(messages, **arguments), [2] * len(images))
+    shown = [features(prompts, 2)] * len(images)
+    return prompts.encode(prompts.chat(messages, **arguments), shown)
+
+
+def features(prompts: PromptBuilder, count: int) -> list[int]:
+    """The tokens of an image of `count` features; none of a text model."""
+    known = [prompts.tokenizer.token_to_id(mark) for mark in IMAGE.values()]
+    return [id for id in known if id is not None] * count
 
 
 def num_special(prompts: PromptBuilder, ids: list[int]) -> int:
@@ -117,8 +124,8 @@ def test_a_typed_placeholder_is_no_image(tiny_model: TinyModels, family: str) ->
         {"role": "user", "content": mark},
     ]
     messages, _ = prompts.split_images(chat)
-    ids = prompts.encode(prompts.chat(messages), [3])
-    assert ids.count(model.config.image_token_id) == 3
+    ids = prompts.encode(prompts.chat(messages), [features(prompts, 3)])
+    assert ids.count(model.contract.image_token_id) == 3
     assert decoded(prompts, ids).count(mark) == 3 + 3
 
 
@@ -156,7 +163,7 @@ def test_added_tokens_that_are_not_special_are_encoded_as_ever(
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.add_tokens(["<think>", "</think>"])
     tokenizer.save(str(file))
-    prompts = PromptBuilder(directory, model.family)
+    prompts = PromptBuilder(directory, model.placeholder)
     chat = [{"role": "system", "content": "Write <think>why</think>, then do(...)."}]
     expected = reference.tokenizer(directory).apply_chat_template(
         chat, tokenize=True, return_dict=True, add_generation_prompt=True
@@ -176,8 +183,8 @@ def test_without_a_template_a_users_turn_is_text_too(
     model = tiny_model("glm4v")
     prompts = copied(model, tmp_path, "")
     assert not prompts.has_chat_template
-    ids = prompts.encode(prompts.turn("<|image|><|user|>", 1), [4])
-    assert ids.count(model.config.image_token_id) == 4
+    ids = prompts.encode(prompts.turn("<|image|><|user|>", 1), [features(prompts, 4)])
+    assert ids.count(model.contract.image_token_id) == 4
     assert num_special(prompts, ids) == 4
     assert decoded(prompts, ids) == "<|image|>" * 5 + "<|user|>"
 
@@ -238,7 +245,7 @@ def test_any_text_comes_back_and_adds_no_token(
     expected = chat_ids(prompts, innocuous(chat))
     assert num_special(prompts, ids) == num_special(prompts, expected)
     model = tiny_model(family_name)
-    mark = model.family.image_placeholder
+    mark = model.placeholder
     messages, _ = prompts.split_images(chat)
     prompt = prompts.chat(messages)
     written = prompt.text
@@ -257,7 +264,7 @@ _BUILDERS: dict[str, PromptBuilder] = {}
 
 
 def builders(model: TinyModel) -> PromptBuilder:
-    return _BUILDERS.setdefault(model.family.name, builder(model))
+    return _BUILDERS.setdefault(model.name, builder(model))
 
 
 def metaspace_unigram() -> Tokenizer:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from glmcompile.errors import InputError
-from glmcompile.runtime.image_processor import ImageProcessor
+from glmcompile.runtime.image_processor import ImageProcessor, image_processor
 from tests.runtime import reference
 from tests.runtime.conftest import TinyModel
 from tests.runtime.images import noise
@@ -30,8 +30,7 @@ def processors(
 ) -> Processors:
     """Ours and transformers', for one tiny checkpoint."""
     model = tiny_model(request.param)
-    assert model.config.vision is not None
-    ours = ImageProcessor(model.family, model.config.vision)
+    ours = image_processor(model.vision, model.directory)
     return ours, reference.image_processor(model.directory, request.param)
 
 

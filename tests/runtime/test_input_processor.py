@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glmcompile.errors import InputError
+from glmcompile.rules.patches import PatchSettings
 from glmcompile.runtime.input_processor import InputProcessor, PreparedPrompt, Prompt
 from glmcompile.runtime.media import OWN, SERVED, InputPolicy
 from tests.runtime import reference
@@ -28,7 +29,7 @@ IMAGE_FAMILIES = ("glm4v", "qwen2_vl")
 
 
 def processor(model: TinyModel) -> InputProcessor:
-    return InputProcessor(model.directory, model.family, model.config)
+    return InputProcessor(model.directory, model.contract)
 
 
 def data_url(width: int, height: int, seed: int = 0) -> str:
@@ -72,7 +73,7 @@ def test_agents_chats_equal_transformers(
     tiny_model: TinyModels, family: str, most: int | None
 ) -> None:
     model = tiny_model(family)
-    own = model.config.vision.processor  # type: ignore[union-attr]
+    own = PatchSettings.read(model.vision.processor.arguments)
     theirs = reference.processor(model.directory, family)
     bound = min(most or own.max_pixels, own.max_pixels)
     theirs.image_processor.size = {"shortest_edge": own.min_pixels, "longest_edge": bound}
@@ -88,7 +89,7 @@ def test_agents_chats_equal_transformers(
     assert pixels.tobytes() == np.asarray(expected["pixel_values"]).tobytes()
     for span in ready.images:
         tokens = ready.token_ids[span.start : span.end]
-        assert set(tokens) == {model.config.image_token_id}
+        assert set(tokens) == {model.contract.image_token_id}
     positions, offset = their_positions(model, expected)
     assert np.array_equal(ready.positions, positions)
     assert ready.position_offset == offset
@@ -106,7 +107,7 @@ def their_positions(model: TinyModel, inputs: Any) -> tuple[np.ndarray, int]:
     ids = torch.tensor(inputs["input_ids"])
     arguments = {
         "input_ids": ids,
-        "mm_token_type_ids": (ids == model.config.image_token_id).int(),
+        "mm_token_type_ids": (ids == model.contract.image_token_id).int(),
         "image_grid_thw": torch.tensor(np.asarray(inputs["image_grid_thw"])),
     }
     positions, delta = whole.model.get_rope_index(**arguments)

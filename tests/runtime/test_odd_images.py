@@ -20,7 +20,7 @@ from PIL import Image
 
 from glmcompile.errors import InputError
 from glmcompile.runtime.image_decoder import FORMATS, decode_rgb
-from glmcompile.runtime.image_processor import ImageProcessor
+from glmcompile.runtime.image_processor import ImageProcessor, image_processor
 from glmcompile.runtime.media import OWN, SERVED
 from tests.runtime import reference
 from tests.runtime.conftest import TinyModel
@@ -90,8 +90,7 @@ ODD = {
 def processors(tiny_model: Callable[[str], TinyModel]) -> tuple[ImageProcessor, Any]:
     """Ours and transformers'."""
     model = tiny_model("glm4v")
-    assert model.config.vision is not None
-    ours = ImageProcessor(model.family, model.config.vision)
+    ours = image_processor(model.vision, model.directory)
     return ours, reference.image_processor(model.directory, "glm4v")
 
 

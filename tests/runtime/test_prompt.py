@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from glmcompile.errors import ArtifactError, InputError
-from glmcompile.runtime.image_processor import ImageProcessor
+from glmcompile.runtime.image_processor import image_processor
 from glmcompile.runtime.prompt import PromptBuilder
 from tests.runtime import reference
 from tests.runtime.conftest import TinyModel
@@ -45,14 +45,14 @@ TEMPLATES = {
 
 
 def builder(model: TinyModel) -> PromptBuilder:
-    return PromptBuilder(model.directory, model.family)
+    return PromptBuilder(model.directory, model.placeholder)
 
 
 def with_template(model: TinyModel, template: str, directory: Path) -> PromptBuilder:
     copy = directory / "model"
     shutil.copytree(model.directory, copy)
     (copy / "chat_template.jinja").write_text(template)
-    return PromptBuilder(copy, model.family)
+    return PromptBuilder(copy, model.placeholder)
 
 
 @pytest.mark.parametrize("chat", TEXT_CHATS)
@@ -63,7 +63,7 @@ def test_text_chats_equal_transformers(
     prompts = builder(model)
     messages, images = prompts.split_images(chat)
     prompt = prompts.chat(messages)
-    theirs = reference.processor(model.directory, model.family.name)
+    theirs = reference.processor(model.directory, model.name)
     assert images == []
     assert prompt.text == theirs.apply_chat_template(
         chat, tokenize=False, add_generation_prompt=True
@@ -91,17 +91,15 @@ def test_image_chats_equal_transformers(
     ]
     messages, images = prompts.split_images(chat)
     prompt = prompts.chat(messages)
-    theirs = reference.processor(model.directory, model.family.name)
+    theirs = reference.processor(model.directory, model.name)
     expected = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert prompt.text == expected
-    vision = model.config.vision
-    assert vision is not None
-    process = ImageProcessor(model.family, vision)
-    counts = [model.family.image_tokens(process(image).grid_thw, vision) for image in images]
+    process = image_processor(model.vision, model.directory)
+    tokens = [process(image).token_ids for image in images]
     expected = theirs.apply_chat_template(
         chat, tokenize=True, return_dict=True, add_generation_prompt=True
     )
-    assert prompts.encode(prompt, counts) == expected["input_ids"][0]
+    assert prompts.encode(prompt, tokens) == expected["input_ids"][0]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -177,7 +175,7 @@ def test_malformed_messages_are_named(
 
 def test_images_are_refused_by_text_models(tiny_model: TinyModels) -> None:
     chat = [{"role": "user", "content": [{"type": "image", "url": "a.png"}]}]
-    with pytest.raises(InputError, match="a llama model takes text only"):
+    with pytest.raises(InputError, match="this model takes text only"):
         builder(tiny_model("llama")).split_images(chat)
 
 
@@ -205,13 +203,13 @@ def test_damaged_files_are_artifact_errors(tiny_model: TinyModels, tmp_path: Pat
         with_template(tiny_model("llama"), "{% if %}", tmp_path)
     (tmp_path / "model" / "chat_template.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(ArtifactError, match=r"chat_template\.jinja: not UTF-8"):
-        PromptBuilder(tmp_path / "model", tiny_model("llama").family)
+        PromptBuilder(tmp_path / "model", None)
     (tmp_path / "model" / "tokenizer_config.json").write_text("[1]")
     with pytest.raises(ArtifactError, match=r"tokenizer_config\.json: not a tokenizer's settings"):
-        PromptBuilder(tmp_path / "model", tiny_model("llama").family)
+        PromptBuilder(tmp_path / "model", None)
     (tmp_path / "model" / "tokenizer.json").write_text("{}")
     with pytest.raises(ArtifactError, match=r"tokenizer\.json: not a tokenizer"):
-        PromptBuilder(tmp_path / "model", tiny_model("llama").family)
+        PromptBuilder(tmp_path / "model", None)
 
 
 def test_without_a_template_chats_are_refused_and_text_still_works(
@@ -220,7 +218,7 @@ def test_without_a_template_chats_are_refused_and_text_still_works(
     model = tiny_model("llama")
     shutil.copytree(model.directory, tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").unlink()
-    prompts = PromptBuilder(tmp_path / "model", model.family)
+    prompts = PromptBuilder(tmp_path / "model", None)
     assert not prompts.has_chat_template
     with pytest.raises(InputError, match="no chat template"):
         prompts.render([{"role": "user", "content": "x"}])
@@ -237,5 +235,5 @@ def test_templates_in_the_tokenizer_config_are_read(tiny_model: TinyModels, tmp_
     settings = json.loads(file.read_text())
     for stored in ("T", [{"name": "other", "template": "O"}, {"name": "default", "template": "T"}]):
         file.write_text(json.dumps(settings | {"chat_template": stored}))
-        prompts = PromptBuilder(tmp_path / "model", model.family)
+        prompts = PromptBuilder(tmp_path / "model", None)
         assert prompts.render([{"role": "user", "content": "x"}]) == "T"

@@ -13,7 +13,7 @@ import pytest
 
 import glmcompile
 from glmcompile.artifact import CHAT_TEMPLATE, MANIFEST, write_manifest
-from glmcompile.config import ModelConfig
+from glmcompile.contract import Contract
 from tests.serve.servers import ServerThread
 
 REFERENCE = Path("calibration/reference")
@@ -54,7 +54,7 @@ def with_template(engine: Path, template: str, copy: Path) -> Path:
     file = copy / CHAT_TEMPLATE
     file.write_text(template)
     manifest = json.loads((copy / MANIFEST).read_text())
-    model = ModelConfig.from_json(manifest["model"])
+    model = Contract.from_json(manifest["model"])
     own = ("format_version", "model", "files", "sha256")
     write_manifest(copy, model, {k: v for k, v in manifest.items() if k not in own})
     return copy

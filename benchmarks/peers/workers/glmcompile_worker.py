@@ -16,8 +16,8 @@ from protocol import Clock, serve
 import glmcompile
 from glmcompile.artifact import open_artifact
 from glmcompile.bench.workloads import open_engine
-from glmcompile.families import supported
-from glmcompile.runtime.image_processor import ImageProcessor
+from glmcompile.runtime.feeds import grid_feeds
+from glmcompile.runtime.image_processor import ImageProcessor, image_processor
 from glmcompile.runtime.input_processor import Prompt
 from glmcompile.runtime.request import RequestOutput
 from glmcompile.runtime.sampling_params import SamplingParams
@@ -66,23 +66,20 @@ class Glmcompile:
 
     def encode(self, images: list[str]) -> float:
         """Seconds in the vision encoder for the images, one after the other."""
-        model = self._engine.model
-        family, process = supported()[model.family], self._image_processor
-        inputs = []
-        for image in map(process, images):
-            grid = np.array([image.grid_thw], np.int64)
-            pixels = {"pixel_values": image.pixel_values}
-            inputs.append({**family.vision_inputs(grid, model.vision), **pixels})
+        vision = self._engine.model.vision
+        inputs = [
+            image.inputs | grid_feeds(vision, np.array([image.grid_thw], np.int64))
+            for image in map(self._image_processor, images)
+        ]
         session = self._vision_session
         began = time.perf_counter()
         for each in inputs:
-            session.run(["image_features"], each)
+            session.run(None, each)
         return time.perf_counter() - began
 
     @cached_property
     def _image_processor(self) -> ImageProcessor:
-        model = self._engine.model
-        return ImageProcessor(supported()[model.family], model.vision)
+        return image_processor(self._engine.model.vision, self._path)
 
     @cached_property
     def _vision_session(self) -> InferenceSession:
