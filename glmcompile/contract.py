@@ -19,10 +19,10 @@ COMPUTED = "computed"  # an array that follows from the images' grids, see Visio
 FEATURES = "features"  # what the vision encoder gives for each image token
 FEATURE_ROWS = "feature_rows"  # the packed tokens that take them
 TOKEN_IDS, POSITIONS, LOGITS_ROWS, LOGITS = "token_ids", "positions", "logits_rows", "logits"
-# The packed batch, as com.microsoft::PagedAttention takes it.
 # Of each token the first and the end of its image's places in the sequence, whose tokens see each
 # other; an empty span for other tokens.
 IMAGE_SPANS = "image_spans"
+# The packed batch, as com.microsoft::PagedAttention takes it.
 SEQUENCE_ENDS, PAST_LENGTHS, BLOCK_TABLE = "sequence_ends", "past_lengths", "block_table"
 KEY_CACHE, VALUE_CACHE = "key_cache", "value_cache"
 # Of recurrent layers: pools with a slot for each sequence, and which slot each one has.

@@ -334,10 +334,21 @@ def _context_length(checkpoint: Checkpoint, text: transformers.PreTrainedConfig)
 
 def _end_tokens(checkpoint: Checkpoint, text: transformers.PreTrainedConfig) -> tuple[int, ...]:
     """Tokens that end a generation: generation_config.json first, as `generate` reads them."""
-    for source in (checkpoint.generation, checkpoint.config.to_dict(), text.to_dict()):
+    sources = (
+        ("generation_config.json", checkpoint.generation),
+        ("config.json", checkpoint.config.to_dict()),
+        ("config.json", text.to_dict()),
+    )
+    for file, source in sources:
         ids: Any = source.get("eos_token_id")
         if ids is not None:
-            return (ids,) if isinstance(ids, int) else tuple(int(id) for id in ids)
+            every = ids if isinstance(ids, list | tuple) else [ids]
+            if not all(isinstance(id, int) for id in every):
+                raise CheckpointError(
+                    f"{checkpoint.directory / file}: eos_token_id is {ids!r}; expected a token id "
+                    "or a list of them; fetch it again"
+                )
+            return tuple(every)
     return ()
 
 

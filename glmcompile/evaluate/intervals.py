@@ -51,12 +51,12 @@ def paired_difference(candidate: Sequence[bool], baseline: Sequence[bool]) -> In
     neither = count - both - only_first - only_second
     first = wilson(both + only_first, count)
     second = wilson(both + only_second, count)
-    phi = _phi(both, only_first, only_second, neither)
+    correlation = _phi(both, only_first, only_second, neither)
     difference = first.value - second.value
     down, up = first.value - first.low, first.high - first.value
     down_second, up_second = second.value - second.low, second.high - second.value
-    below = sqrt(max(0.0, down**2 - 2 * phi * down * up_second + up_second**2))
-    above = sqrt(max(0.0, up**2 - 2 * phi * up * down_second + down_second**2))
+    below = sqrt(max(0.0, down**2 - 2 * correlation * down * up_second + up_second**2))
+    above = sqrt(max(0.0, up**2 - 2 * correlation * up * down_second + down_second**2))
     return Interval(difference, difference - below, difference + above)
 
 

@@ -57,7 +57,7 @@ def quantize_experts(
     Args:
         weight: `[E, out, in]`, any float type; it is read one expert at a time.
         channels: what the out channels are.
-        transposed: the weight is `[E, in, out]`, as llama4 and gpt-oss store it.
+        transposed: the weight is `[E, in, out]`, as gpt-oss stores it.
         activation_absmax: per expert float32 `[in]` from calibration, None or zeros for an expert
             that no sample reached, which stays unsmoothed.
         smoothing: SmoothQuant's strength, 0 for none.
