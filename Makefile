@@ -7,7 +7,7 @@ REFERENCE := calibration/reference
 # Pinned, because a looser torch may bring gigabytes of CUDA along.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-slow clean
+.PHONY: demo test test-slow test-nightly clean
 
 demo: $(VENV)/.compile
 	$(BIN)/glmcompile compile $(REFERENCE) -o $(DEMO)/int8.engine --overwrite
@@ -27,6 +27,10 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pip install -q -e '.[replicas]'
 	$(BIN)/python -m pytest -q -m slow
+
+# Every row of benchmarks/results/coverage.md, made again.
+test-nightly: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m nightly
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -28,7 +28,7 @@ import numpy as np
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 JSON, MARKDOWN = RESULTS / "coverage.json", RESULTS / "coverage.md"
-INT8_LIMIT = 0.15  # relative error of the logits (root mean squares), INT8 against FP32
+INT8_LIMIT = 0.3  # relative error of the logits (root mean squares), INT8 against FP32
 TOKENS = 16
 SIZES = ((140, 112), (90, 200))  # width and height of the images of a prompt
 SHORT_RECIPE = "[calibration]\nsamples = 4\n"
@@ -51,7 +51,7 @@ def run(types: tuple[str, ...], seconds: int, again: bool) -> None:
     done = set() if again else {row["type"] for row in result["types"]}
     for name in [each for each in types or every() if each not in done]:
         began = time.monotonic()
-        row = _row(name, seconds)
+        row = make_row(name, seconds)
         row["seconds"] = round(time.monotonic() - began, 1)
         kept = [each for each in result["types"] if each["type"] != name]
         result["types"] = sorted([*kept, row], key=lambda each: each["type"])
@@ -61,7 +61,7 @@ def run(types: tuple[str, ...], seconds: int, again: bool) -> None:
     _write_table(result)
 
 
-def _row(name: str, seconds: int) -> dict[str, Any]:
+def make_row(name: str, seconds: int) -> dict[str, Any]:
     """One row, from a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "row.json"
