@@ -167,7 +167,10 @@ def _behaviour(engine: Path, checkpoint: Path, with_images: bool) -> dict[str, A
             del requests[1]
     together = answer()(requests)
     alone = [answer()([each])[0] for each in requests]
-    found["greedy"] = together == _transformers_answers(engine, checkpoint, requests)
+    expected = _transformers_answers(engine, checkpoint, requests)
+    found["greedy"] = all(
+        own[: len(theirs)] == theirs for own, theirs in zip(together, expected, strict=True)
+    )
     found["batch"] = together == alone
     found["prefix"] = answer()([*requests, *requests])[len(requests) :] == together
     try:
@@ -182,7 +185,8 @@ def _transformers_answers(
 ) -> list[tuple[int, ...]]:
     """The greedy answers of transformers' eager model, step by step over the whole sequence.
 
-    Its token ids and image arrays are the engine's, which compiling has compared.
+    Its token ids and image arrays are the engine's, which compiling has compared. An answer ends
+    with an image token, which transformers takes for one without features.
     """
     import torch
 
@@ -231,6 +235,8 @@ def _transformers_answers(
             with torch.no_grad():
                 logits = model(**made).logits
             ids.append(int(logits[0, -1].argmax()))
+            if ids[-1] == contract.image_token_id:
+                break
         answers.append(tuple(ids[prompt:]))
     return answers
 
