@@ -245,12 +245,15 @@ def _features(model: Any, source: Any, image: Any) -> Any:
     """Image features by transformers' own encoder."""
     import torch
 
+    from glmcompile.export.components import features_owner
+
     arguments = {name: torch.from_numpy(array) for name, array in image.inputs.items()}
     for name in source.structure.fixed:
         if name not in arguments:
             arguments[name] = torch.tensor([image.grid_thw])
     with torch.no_grad():
-        return source.structure.form.join(model.get_image_features(**arguments, return_dict=True))
+        output = features_owner(model).get_image_features(**arguments, return_dict=True)
+    return source.structure.form.join(output)
 
 
 def _runs_without_torch(engine: Path, folder: Path, with_images: bool) -> bool:

@@ -38,6 +38,7 @@ from glmcompile.compiler.samples import Sample
 from glmcompile.compiler.store import Store
 from glmcompile.compiler.timing import compiling, exporting
 from glmcompile.contract import DECODER, KEY_CACHE, STATE, VALUE_CACHE
+from glmcompile.errors import ParityError
 from glmcompile.export import export_component
 from glmcompile.export.save import Place, WeightsWriter, is_external, save_graph
 from glmcompile.passes import simplify
@@ -252,7 +253,12 @@ class _ComponentCompiler:
                 for value in outputs.values()
                 if (rows := _as_rows(value, expected)) is not None
             ]
-            assert found, f"{segment.name} of {self._component} gives nothing like torch's"
+            if not found:
+                raise ParityError(
+                    f"{self._component}: {segment.name} ({call.name}) gives nothing of torch's "
+                    f"shape {list(expected.shape)}. This is a fault of the export: report it with the "
+                    "checkpoint's config.json."
+                )
             nearest = min(found, key=lambda each: each.max_error)
             nearest.check()
             differences.append(nearest)

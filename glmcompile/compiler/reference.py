@@ -18,6 +18,7 @@ from glmcompile.compiler.activations import Activations
 from glmcompile.compiler.calls import OUTPUTS, TORCH
 from glmcompile.compiler.samples import ImageInputs, Sample, position_ids_of
 from glmcompile.contract import DECODER, PROCESSED, VISION
+from glmcompile.errors import GlmcompileError, UnsupportedArchitectureError
 from glmcompile.export.components import Structure, features_owner, required, selected_rows
 from glmcompile.export.skeleton import EAGER, build_skeleton
 
@@ -30,7 +31,6 @@ def layer_count(checkpoint: Checkpoint) -> int:
     return sum(len(layers) for layers in checkpoint.structure.layers.values())
 
 
-@torch.inference_mode()
 def compute(
     checkpoint: Checkpoint,
     samples: Sequence[Sample],
@@ -48,9 +48,30 @@ def compute(
     advance: told how many layers are done. layers: whether the layers' outputs are wanted, too.
     rows: of the samples' packed tokens those whose logits are wanted; None for all.
     """
+    try:
+        _compute(checkpoint, samples, values if layers else None, values, advance, rows)
+    except (GlmcompileError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever the model's code raises
+        raise UnsupportedArchitectureError(
+            f"{checkpoint.architecture} cannot be compiled: transformers' own model fails on the "
+            f"samples that are compared ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]})"
+        ) from error
+
+
+@torch.inference_mode()
+def _compute(
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    of_layers: Activations | None,
+    values: Activations,
+    advance: Callable[[int], None],
+    rows: NDArray[np.int64] | None,
+) -> None:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model: Any = build_skeleton(checkpoint, mode, EAGER)
-    streamed = _Streamed(checkpoint, model, values if layers else None, advance)
+    streamed = _Streamed(checkpoint, model, of_layers, advance)
     structure = checkpoint.structure
     features = None
     images = [image for each in samples for image in each.images]
