@@ -256,8 +256,8 @@ class _ComponentCompiler:
             if not found:
                 raise ParityError(
                     f"{self._component}: {segment.name} ({call.name}) gives nothing of torch's "
-                    f"shape {list(expected.shape)}. This is a fault of the export: report it with the "
-                    "checkpoint's config.json."
+                    f"shape {list(expected.shape)}. This is a fault of the export: report it with "
+                    "the checkpoint's config.json."
                 )
             nearest = min(found, key=lambda each: each.max_error)
             nearest.check()
