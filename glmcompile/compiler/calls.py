@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from glmcompile.checkpoint import Checkpoint
 from glmcompile.compiler.activations import Activations
 from glmcompile.compiler.samples import ImageInputs, Sample, position_ids_of, units_of
-from glmcompile.contract import DECODER, VISION
+from glmcompile.contract import DECODER, PROCESSED, VISION
 from glmcompile.rules import attended_spans
 from glmcompile.runtime.feeds import Feeds, Stretch, decoder_feeds, grid_feeds
 
@@ -40,7 +40,7 @@ class Call:
     rows: of the compared samples' packed tokens those that this call computes, None for all.
     share: of the compared images those that lie before this call's, its own and all, in units that
         a value's rows are proportional to; None for all.
-    image: what the image processor made.
+    image: what the image processor made; processed: names of the inputs that are its arrays.
     """
 
     name: str
@@ -51,10 +51,11 @@ class Call:
     rows: NDArray[np.int64] | None = None
     share: tuple[int, int, int] | None = None
     image: ImageInputs | None = None
+    processed: frozenset[str] = frozenset()
 
     def given(self, name: str) -> NDArray[Any] | None:
         """An input by its name; None for one that comes from another layer."""
-        if self.image is not None and name in self.image.inputs:
+        if self.image is not None and name in self.processed:
             return self.image.inputs[name]
         return self.feeds.get(name)
 
@@ -93,12 +94,14 @@ def _vision_calls(checkpoint: Checkpoint, name: str, images: Sequence[ImageInput
     vision = checkpoint.model.vision
     assert vision is not None
     sizes = [units_of(checkpoint, image) for image in images]
+    processed = frozenset(port.name for port in checkpoint.model.encoder.having(PROCESSED))
     return [
         Call(
             f"{name}.{number}",
             grid_feeds(vision, np.array([image.grid_thw], np.int64)),
             share=(sum(sizes[:number]), sizes[number], sum(sizes)),
             image=image,
+            processed=processed,
         )
         for number, image in enumerate(images)
     ]

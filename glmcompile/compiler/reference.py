@@ -105,10 +105,7 @@ def _together(
     """Arguments of `get_image_features` for all images: in one call where their arrays can be
     joined, and in a call for each otherwise."""
     names = [port.name for port in checkpoint.model.encoder.having(PROCESSED)]
-    each = [
-        {name: _argument(image, name) for name in (*names, *checkpoint.structure.fixed)}
-        for image in images
-    ]
+    each = [_arguments(image, (*names, *checkpoint.structure.fixed)) for image in images]
     joined = all(a[name].shape[1:] == each[0][name].shape[1:] for a in each for name in a)
     calls = (
         [{name: np.concatenate([a[name] for a in each]) for name in each[0]}] if joined else each
@@ -116,9 +113,9 @@ def _together(
     return [{name: torch.from_numpy(value) for name, value in call.items()} for call in calls]
 
 
-def _argument(image: ImageInputs, name: str) -> NDArray[Any]:
-    inputs = image.inputs
-    return inputs[name] if name in inputs else np.array([image.grid_thw], np.int64)
+def _arguments(image: ImageInputs, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    inputs, grid = image.inputs, np.array([image.grid_thw], np.int64)
+    return {name: inputs.get(name, grid) for name in names}
 
 
 @dataclass(frozen=True)

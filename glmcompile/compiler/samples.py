@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,6 +76,8 @@ def position_ids_of(checkpoint: Checkpoint, sample: Sample) -> NDArray[np.int64]
 
 def units_of(checkpoint: Checkpoint, image: ImageInputs) -> int:
     """How many patches or tiles an image has: the encoder's rows are proportional to it."""
+    if len(image.grid_thw) == 3:  # whose patches need not be made to be counted
+        return prod(image.grid_thw)
     port = checkpoint.model.encoder.having(PROCESSED)[0]
     return dynamic_size(port, image.inputs[port.name])
 
