@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -41,6 +42,7 @@ from glmcompile.quantize.weights import QuantizedWeight, quantize_weight
 KEY_CACHE, VALUE_CACHE, K_SCALE, V_SCALE = 3, 4, 14, 15
 
 Statistics = Mapping[str, NDArray[np.float32]]
+T = TypeVar("T")
 
 
 def quantize_graph(
@@ -69,7 +71,7 @@ def quantize_graph(
             scheme = _scheme(recipe, name)
             quantized[name] = "w8a8" if isinstance(scheme, W8A8) else "float32"
             if isinstance(scheme, W8A8):
-                _convert_experts(model, node, scheme, statistics)
+                _convert_experts(model, node, scheme, statistics, latest)
     model.opset_imports[DOMAIN] = 1
     common_passes.RemoveUnusedNodesPass()(model)
     FuseNorm()(model)
@@ -113,12 +115,12 @@ def _convert_linear(
     # A weight that the embedding reads, too, has to keep its channels' scales.
     smoothing = 0.0 if weight.name in shared else scheme.smoothing
     observation = f"{node.name}.input"
-    read = latest.reader(
-        weight,
-        lambda: _observed(statistics, observation) if smoothing else None,
-        smoothing,
-        swiglu,
-    )
+
+    def quantize() -> QuantizedWeight:
+        absmax = _observed(statistics, observation) if smoothing else None
+        return quantize_weight(_array(weight), absmax, smoothing, swiglu)
+
+    read = latest.reader(quantize)
     initializers = _weight_initializers(model.graph, weight, read)
     tape = ir.tape.Tape(model.graph)
     factors = None
@@ -143,7 +145,9 @@ def _convert_linear(
     replace(old, output)
 
 
-def _convert_experts(model: ir.Model, node: ir.Node, scheme: W8A8, statistics: Statistics) -> None:
+def _convert_experts(
+    model: ir.Model, node: ir.Node, scheme: W8A8, statistics: Statistics, latest: _Latest
+) -> None:
     """A mixture's experts. SmoothQuant is for their first layer, whose input calibration sees; an
     expert that no sample reached goes without."""
     x, chosen, weights, up, down, up_bias, down_bias = [*node.inputs, None, None][:7]
@@ -159,24 +163,39 @@ def _convert_experts(model: ir.Model, node: ir.Node, scheme: W8A8, statistics: S
         interleaved = integer(node, "interleaved", 0)
         channels = Channels.INTERLEAVED if interleaved else Channels.CONCATENATED
     observation = experts_observation(up)
-    inputs: list[ir.Value | None] = []
-    for weight, kind, smoothing in ((up, channels, scheme.smoothing), (down, Channels.PLAIN, 0.0)):
-        read = _experts_reader(weight, kind, transposed, smoothing, statistics, observation)
-        inputs += _experts_initializers(model.graph, weight, transposed, read)
-    factors = None
-    if scheme.smoothing:
-        read = _experts_reader(up, channels, transposed, scheme.smoothing, statistics, observation)
-        count, rows = dimensions(up)[0], dimensions(up)[1 if transposed else 2]
+    smoothing = scheme.smoothing
+    factors: dict[str, NDArray] = {}  # small, and wanted after the second layer's weights
+
+    def quantize_up() -> QuantizedExperts:
+        absmax = _observed(statistics, observation) if smoothing else None
+        made = quantize_experts(_array(up), channels, transposed, absmax, smoothing)
+        if made.input_scale is not None:
+            factors["input_scale"] = made.input_scale
+        return made
+
+    def input_scale() -> NDArray:
+        if not factors:
+            quantize_up()
+        return factors["input_scale"]
+
+    def quantize_down() -> QuantizedExperts:
+        return quantize_experts(_array(down), Channels.PLAIN, transposed)
+
+    inputs = [
+        *_experts_initializers(model.graph, up, transposed, latest.reader(quantize_up)),
+        *_experts_initializers(model.graph, down, transposed, latest.reader(quantize_down)),
+    ]
+    scales = None
+    if smoothing:
+        shape = [dimensions(up)[0], dimensions(up)[1 if transposed else 2]]
         name = f"{up.name}.input_scale"
-        factors = lazy_initializer(
-            model.graph, name, ir.DataType.FLOAT, [count, rows], lambda: _field(read, "input_scale")
-        )
+        scales = lazy_initializer(model.graph, name, ir.DataType.FLOAT, shape, input_scale)
     if up_bias is not None:
         up_bias = _arranged_bias(model.graph, up_bias, channels)
     tape = ir.tape.Tape(model.graph)
     output = tape.op(
         "MoEW8A8",
-        [x, chosen, weights, *inputs, up_bias, down_bias, factors],
+        [x, chosen, weights, *inputs, up_bias, down_bias, scales],
         domain=DOMAIN,
         name=node.name,
     )
@@ -188,24 +207,6 @@ def _convert_experts(model: ir.Model, node: ir.Node, scheme: W8A8, statistics: S
     replace(old, output)
 
 
-def _experts_reader(
-    weight: ir.Value,
-    channels: Channels,
-    transposed: bool,
-    smoothing: float,
-    statistics: Statistics,
-    observation: str,
-) -> Callable[[], QuantizedExperts]:
-    tensor = weight.const_value
-    assert tensor is not None
-
-    def read() -> QuantizedExperts:
-        absmax = _observed(statistics, observation) if smoothing else None
-        return quantize_experts(tensor.numpy(), channels, transposed, absmax, smoothing)
-
-    return read
-
-
 def _experts_initializers(
     graph: ir.Graph, weight: ir.Value, transposed: bool, read: Callable[[], QuantizedExperts]
 ) -> list[ir.Value]:
@@ -213,23 +214,17 @@ def _experts_initializers(
     if transposed:
         out_features, in_features = in_features, out_features
     packed = [experts, *packed_shape(out_features, in_features)]
-    fields = (
-        ("int8", ir.DataType.INT8, packed, "packed"),
-        ("scale", ir.DataType.FLOAT, [experts, out_features], "scale"),
-        ("sum", ir.DataType.INT32, [experts, out_features], "sum"),
-    )
+    channels = [experts, out_features]
     return [
-        lazy_initializer(
-            graph, f"{weight.name}.{suffix}", dtype, shape, partial(_field, read, field)
-        )
-        for suffix, dtype, shape, field in fields
+        _initializer(graph, f"{weight.name}.int8", np.int8, packed, read, "packed"),
+        _initializer(graph, f"{weight.name}.scale", np.float32, channels, read, "scale"),
+        _initializer(graph, f"{weight.name}.sum", np.int32, channels, read, "sum"),
     ]
 
 
-def _field(read: Callable[[], QuantizedExperts], name: str) -> NDArray:
-    value = getattr(read(), name)
-    assert isinstance(value, np.ndarray)
-    return value
+def _array(weight: ir.Value) -> NDArray:
+    assert weight.const_value is not None
+    return weight.const_value.numpy()
 
 
 def _arranged_bias(graph: ir.Graph, bias: ir.Value, channels: Channels) -> ir.Value:
@@ -252,24 +247,16 @@ class _Latest:
 
     def __init__(self) -> None:
         self._reader: object = None
-        self._result: QuantizedWeight | None = None
+        self._result: Any = None
 
-    def reader(
-        self,
-        weight: ir.Value,
-        activation_absmax: Callable[[], NDArray[np.float32] | None],
-        smoothing: float,
-        swiglu: bool,
-    ) -> Callable[[], QuantizedWeight]:
-        """A function that gives the quantized weight."""
-        tensor = weight.const_value
-        assert tensor is not None
+    def reader(self, quantize: Callable[[], T]) -> Callable[[], T]:
+        """A function that gives what `quantize` does."""
 
-        def read() -> QuantizedWeight:
-            if self._reader is not read or self._result is None:
-                self._reader, self._result = read, None  # the one before is let go first
-                absmax = activation_absmax()
-                self._result = quantize_weight(tensor.numpy(), absmax, smoothing, swiglu)
+        def read() -> T:
+            if self._reader is not read:
+                self._reader = self._result = None  # the one before is let go first
+                self._result = quantize()
+                self._reader = read
             return self._result
 
         return read
@@ -292,7 +279,7 @@ def _initializer(
     name: str,
     dtype: type[np.generic],
     shape: list[int],
-    read: Callable[[], QuantizedWeight],
+    read: Callable[[], QuantizedWeight | QuantizedExperts],
     field: str,
 ) -> ir.Value:
     if name in graph.initializers:  # of a weight that the embedding and lm_head share
@@ -328,7 +315,7 @@ def _convert_embedding(model: ir.Model, latest: _Latest) -> None:
     if table is None:
         return
     out_features, in_features = dimensions(table)
-    read = latest.reader(table, lambda: None, 0.0, False)
+    read = latest.reader(lambda: quantize_weight(_array(table)))
     packed, scale, _ = _weight_initializers(model.graph, table, read)
     tape = ir.tape.Tape(model.graph)
     for use in list(table.uses()):
