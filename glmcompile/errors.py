@@ -58,3 +58,8 @@ class DeadlineError(GlmcompileError):
 
 class ComputeError(GlmcompileError):
     """A component failed on a request, twice, or gave it logits that are not numbers."""
+
+
+def brief(error: BaseException) -> str:
+    """Another library's error on one line: its type, and the beginning of what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -18,7 +18,7 @@ from glmcompile.compiler.activations import Activations
 from glmcompile.compiler.calls import OUTPUTS, TORCH
 from glmcompile.compiler.samples import ImageInputs, Sample, position_ids_of
 from glmcompile.contract import DECODER, PROCESSED, VISION
-from glmcompile.errors import GlmcompileError, UnsupportedArchitectureError
+from glmcompile.errors import GlmcompileError, UnsupportedArchitectureError, brief
 from glmcompile.export.components import Structure, features_owner, required, selected_rows
 from glmcompile.export.skeleton import EAGER, build_skeleton
 
@@ -55,8 +55,7 @@ def compute(
     except Exception as error:  # whatever the model's code raises
         raise UnsupportedArchitectureError(
             f"{checkpoint.architecture} cannot be compiled: transformers' own model fails on the "
-            f"samples that are compared ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]})"
+            f"samples that are compared ({brief(error)})"
         ) from error
 
 

@@ -23,7 +23,12 @@ from glmcompile.contract import (
 )
 from glmcompile.discover.probe import Trail
 from glmcompile.discover.processors import drawn, find_processing
-from glmcompile.errors import CheckpointError, GlmcompileError, UnsupportedArchitectureError
+from glmcompile.errors import (
+    CheckpointError,
+    GlmcompileError,
+    UnsupportedArchitectureError,
+    brief,
+)
 from glmcompile.export.attention import Tracing, tracing
 from glmcompile.export.components import FeatureForm, features_owner
 from glmcompile.export.replacements import GridRecorder, unique_outputs
@@ -89,7 +94,7 @@ def find_images(checkpoint: Checkpoint, model: Any) -> Images:
     except Exception as error:  # whatever the model's code raises
         raise UnsupportedArchitectureError(
             f"{checkpoint.architecture} cannot be compiled: its vision encoder cannot be run "
-            f"without weights ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            f"without weights ({brief(error)})"
         ) from error
     computed = unique_outputs(recorder.computed)
     values = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,12 @@ from glmcompile.contract import (
 )
 from glmcompile.discover.images import Images, find_images
 from glmcompile.discover.probe import Trail, path_of
-from glmcompile.errors import CheckpointError, GlmcompileError, UnsupportedArchitectureError
+from glmcompile.errors import (
+    CheckpointError,
+    GlmcompileError,
+    UnsupportedArchitectureError,
+    brief,
+)
 from glmcompile.export.attention import (
     PAGED_ATTENTION,
     VARLEN_ATTENTION,
@@ -53,8 +59,8 @@ from glmcompile.export.components import (
     Structure,
     example_inputs,
     features_owner,
+    unchecked,
 )
-from glmcompile.export.replacements import replaced
 from glmcompile.export.skeleton import build_skeleton, set_attention
 from glmcompile.rules import POSITION_RULES, SPAN_RULES
 from glmcompile.runtime.transformers_processor import TOKEN_KINDS
@@ -137,8 +143,7 @@ def discover(checkpoint: Checkpoint) -> tuple[Contract, Structure]:
         vision=images.contract if images is not None else None,
         spans=spans,
     )
-    found = Structure(**{**vars(structure), "layers": layers, "called": called,
-                         "uniform": frozenset(uniform)})  # fmt: skip
+    found = replace(structure, layers=layers, called=called, uniform=frozenset(uniform))
     return contract, found
 
 
@@ -159,8 +164,7 @@ def _probe(
     tokens = len(ids)
     try:
         with (
-            torch.no_grad(), tracing(state), trail.watching(model),
-            replaced({"torch_compilable_check": lambda *a, **k: None}),
+            torch.no_grad(), tracing(state), trail.watching(model), unchecked(),
         ):  # fmt: skip
             step.call(
                 ids,
@@ -173,7 +177,7 @@ def _probe(
         raise
     except Exception as error:  # whatever the model's code raises
         raise _unsupported(
-            checkpoint, f"its decoder cannot be run without weights ({_brief(error)})"
+            checkpoint, f"its decoder cannot be run without weights ({brief(error)})"
         ) from error
     idle = _layers_without_state(model, trail, state)
     if idle:
@@ -354,7 +358,3 @@ def _end_tokens(checkpoint: Checkpoint, text: transformers.PreTrainedConfig) -> 
 
 def _unsupported(checkpoint: Checkpoint, why: str) -> UnsupportedArchitectureError:
     return UnsupportedArchitectureError(f"{checkpoint.architecture} cannot be compiled: {why}")
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

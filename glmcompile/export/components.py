@@ -199,7 +199,7 @@ class TracedComponent(nn.Module, abc.ABC):
         inputs: dict[str, list[torch.Tensor]] = {}
         for port, tensor in zip(self.ports.inputs, tensors, strict=True):
             inputs.setdefault(port.role, []).append(tensor)
-        with replaced({"torch_compilable_check": _unchecked}):
+        with unchecked():
             return self.run(inputs)
 
     @abc.abstractmethod
@@ -373,5 +373,9 @@ class _OneImage(TorchFunctionMode):
         return function(*arguments, **(named or {}))
 
 
-def _unchecked(*arguments: Any, **named: Any) -> None:
-    """Counts of image tokens and features are the runtime's business."""
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Let the model not compare counts of image tokens and features, which are the runtime's
+    business and not known while it is traced."""
+    with replaced({"torch_compilable_check": lambda *arguments, **named: None}):
+        yield

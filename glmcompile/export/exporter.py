@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from glmcompile.checkpoint import Checkpoint
 from glmcompile.contract import VISION, Component
-from glmcompile.errors import ExportError
+from glmcompile.errors import ExportError, brief
 from glmcompile.export.attention import PAGED_ATTENTION, VARLEN_ATTENTION
 from glmcompile.export.cleanup import NameDimensions, simplify
 from glmcompile.export.components import (
@@ -145,4 +145,4 @@ def _cause(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     places = [each for each in frames if "transformers" in each.filename] or frames
     where = f" at {Path(places[-1].filename).name}:{places[-1].lineno}" if places else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"
+    return f"{brief(error)}{where}"
