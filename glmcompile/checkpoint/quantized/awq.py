@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from glmcompile.checkpoint.quantized.layers import ROWS, WORD, grouped, parts_of, unpack
+from glmcompile.checkpoint.quantized.layers import ROWS, WORD, grouped, unpack, with_weights
 from glmcompile.checkpoint.sources import Dequantized, Source
 from glmcompile.errors import CheckpointError
 
@@ -30,17 +30,7 @@ def weights(stored: Mapping[str, Source], settings: Mapping[str, Any]) -> dict[s
             f"the checkpoint is packed as {form} of AWQ in {bits} bits; 4 bits as gemm are read. "
             "Give the original checkpoint"
         )
-    result = dict(stored)
-    for key in stored:
-        if not key.endswith(".qweight"):
-            continue
-        prefix = key.removesuffix("qweight")
-        names = ("qweight", "qzeros", "scales")
-        parts = parts_of(stored, prefix, names)
-        for part in names:
-            del result[prefix + part]
-        result[f"{prefix}weight"] = _weight(parts)
-    return result
+    return with_weights(stored, _weight)
 
 
 def dequantize(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from glmcompile.checkpoint.quantized.layers import ROWS, WORD, grouped, parts_of, unpack
+from glmcompile.checkpoint.quantized.layers import ROWS, WORD, grouped, unpack, with_weights
 from glmcompile.checkpoint.sources import Dequantized, Source
 from glmcompile.errors import CheckpointError
 
@@ -28,16 +28,8 @@ def weights(stored: Mapping[str, Source], settings: Mapping[str, Any]) -> dict[s
             f"the checkpoint is packed as {form} of GPTQ; {' and '.join(ZERO_OFFSETS)} are read. "
             "Give the original checkpoint, or one packed so"
         )
-    result = dict(stored)
-    for key in stored:
-        if not key.endswith(".qweight"):
-            continue
-        prefix = key.removesuffix("qweight")
-        parts = parts_of(stored, prefix, ("qweight", "qzeros", "scales"), ("g_idx",))
-        for part in ("qweight", "qzeros", "scales", "g_idx"):
-            result.pop(prefix + part, None)
-        result[f"{prefix}weight"] = _weight(parts, ZERO_OFFSETS[form])
-    return result
+    weight = partial(_weight, zero_offset=ZERO_OFFSETS[form])
+    return with_weights(stored, weight, optional=("g_idx",))
 
 
 def dequantize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
@@ -27,6 +27,25 @@ def parts_of(
                 "without which the layer's weight cannot be computed; fetch it again"
             )
     return found
+
+
+def with_weights(
+    stored: Mapping[str, Source],
+    weight: Callable[[Mapping[str, Source]], Source],
+    optional: Sequence[str] = (),
+) -> dict[str, Source]:
+    """Stored tensors with those of each packed layer (qweight, qzeros, scales) replaced by its
+    weight. optional: further tensors that a layer may have."""
+    result = dict(stored)
+    for key in stored:
+        if not key.endswith(".qweight"):
+            continue
+        prefix = key.removesuffix("qweight")
+        parts = parts_of(stored, prefix, ("qweight", "qzeros", "scales"), optional)
+        for name in parts:
+            del result[prefix + name]
+        result[f"{prefix}weight"] = weight(parts)
+    return result
 
 
 def unpack(packed: torch.Tensor, bits: int, dim: int) -> torch.Tensor:
